@@ -1,0 +1,68 @@
+# `make` alone lists the targets. Everything is installed into .venv; nothing outside this folder changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The choice is kept in the stamp's name, so that `make test` after `make setup TORCH=cpu` stays with it.
+TORCH ?= $(or $(patsubst $(VENV)/.ready-%,%,$(firstword $(wildcard $(VENV)/.ready-*))),default)
+READY := $(VENV)/.ready-$(TORCH)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check lint types format protos bench clean
+
+help: ## List the targets
+	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH=default|cpu]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| awk -F '|' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## Make .venv with all dependencies; TORCH=cpu takes PyTorch's CPU wheels
+
+demo: $(READY) ## Restore degraded copies of a photo over gRPC, into out/demo/
+	$(BIN)/python -m services.restorer.demo
+
+test: $(READY) ## Run the tests; ARGS="-k tiles" is passed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types ## Everything that is checked without running the tests
+	$(BIN)/python protos/generate.py --check
+
+lint: $(READY) ## Check style and formatting
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(READY) ## Check types
+	$(BIN)/python -m mypy
+
+format: $(READY) ## Format the code
+	$(BIN)/python -m ruff check --fix-only .
+	$(BIN)/python -m ruff format .
+
+protos: $(READY) ## Generate vlmir/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+bench: $(READY) ## Measure the numbers of the README
+	$(BIN)/python -m training.evaluate
+
+clean: ## Remove .venv, caches and out/
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Another choice of PyTorch starts from an empty environment: pip would take the wheel that is there for the same.
+$(READY): pyproject.toml constraints.txt
+	@case "$(TORCH)" in default|cpu) ;; *) \
+		echo "TORCH=$(TORCH) is unknown; choose default or cpu." >&2; exit 1;; esac
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "vlmir needs Python 3.11 or newer; '$(PYTHON) --version' says: $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "Install one and name it, for example: make setup PYTHON=python3.12" >&2; exit 1; }
+	@for other in $(filter-out $(READY),$(wildcard $(VENV)/.ready-*)); do rm -rf $(VENV); done
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv." >&2; \
+		exit 1; }
+ifeq ($(TORCH),cpu)
+	$(PIP) --no-deps --force-reinstall --index-url $(CPU_WHEELS) torch torchvision
+endif
+	$(PIP) --editable '.[serve,train,dev]'
+	@touch $@

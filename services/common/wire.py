@@ -1,0 +1,125 @@
+"""Between messages and the library's types, seen from a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmir.errors import InputError, OptionError
+from vlmir.image import Image, encode
+from vlmir.image.sniff import sniff_format
+from vlmir.pipeline import Progress, Report, Restoration, RestoreOptions
+from vlmir.v1 import image_pb2, restorer_pb2
+
+__all__ = ["image_bytes", "preview_message", "report_message", "restore_options", "restore_replies"]
+
+_FORMATS: dict[str, image_pb2.ImageFormat.ValueType] = {
+    "png": image_pb2.IMAGE_FORMAT_PNG,
+    "jpeg": image_pb2.IMAGE_FORMAT_JPEG,
+    "webp": image_pb2.IMAGE_FORMAT_WEBP,
+    "tiff": image_pb2.IMAGE_FORMAT_TIFF,
+}
+_PREVIEW_SIDE = 1024
+_PREVIEW_QUALITY = 80
+
+
+def image_bytes(source: image_pb2.ImageSource) -> bytes:
+    """The picture's file.
+
+    Raises:
+        InputError: No picture was sent, or it lies where this server cannot look.
+    """
+    match source.WhichOneof("source"):
+        case "data":
+            return source.data
+        case "uri":
+            raise InputError("This server has no object store; send the picture's bytes in `data`.")
+        case _:
+            raise InputError("No picture was sent; set `image.data` to the bytes of an image file.")
+
+
+def restore_options(message: restorer_pb2.RestoreOptions) -> RestoreOptions:
+    """The options; fields left unset take the library's defaults.
+
+    Raises:
+        OptionError: A value is unknown or out of range.
+    """
+    given: dict[str, Any] = {
+        # 0.1 travels as binary32 0.10000000149; the shortest decimal is what the caller wrote.
+        field.name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for field, value in message.ListFields()
+    }
+    wanted = given.pop("format", image_pb2.IMAGE_FORMAT_UNSPECIFIED)
+    if wanted != image_pb2.IMAGE_FORMAT_UNSPECIFIED:
+        given["format"] = _format_name(wanted)
+    return RestoreOptions(**given)
+
+
+def _format_name(wanted: int) -> str:
+    for name, number in _FORMATS.items():
+        if number == wanted:
+            return name
+    raise OptionError(f"Unknown image format {wanted}; choose one of {', '.join(_FORMATS)}.")
+
+
+def restore_replies(
+    stream: Generator[Progress, None, Restoration],
+) -> Generator[restorer_pb2.RestoreStreamResponse, None, None]:
+    """The replies to a request: progress after each step, then the result.
+
+    Closing this generator closes ``stream``.
+    """
+    restoration = yield from _progress_replies(stream)
+    data = restoration.encode()
+    image = image_pb2.EncodedImage(
+        # The caller may have asked for another format than the picture came in.
+        format=_FORMATS[sniff_format(data)],
+        width=restoration.image.width,
+        height=restoration.image.height,
+        data=data,
+    )
+    result = restorer_pb2.RestoreResult(image=image, report=report_message(restoration.report))
+    yield restorer_pb2.RestoreStreamResponse(result=result)
+
+
+def _progress_replies(
+    stream: Generator[Progress, None, Restoration],
+) -> Generator[restorer_pb2.RestoreStreamResponse, None, Restoration]:
+    try:
+        while True:
+            progress = next(stream)
+            message = image_pb2.Progress(step=progress.step, steps=progress.steps)
+            if progress.preview is not None:
+                message.preview.CopyFrom(preview_message(progress.preview))
+            yield restorer_pb2.RestoreStreamResponse(progress=message)
+    except StopIteration as end:
+        restoration: Restoration = end.value
+        return restoration
+    finally:
+        stream.close()
+
+
+def preview_message(pixels: npt.NDArray[np.float32]) -> image_pb2.EncodedImage:
+    """A JPEG of ``pixels`` (H×W×3, 0…1), thinned out to at most 1024 pixels a side.
+
+    Every n-th pixel is taken: a preview goes out at each step, and must cost next to nothing.
+    """
+    stride = math.ceil(max(pixels.shape[:2]) / _PREVIEW_SIDE)
+    image = Image(pixels=np.ascontiguousarray(pixels[::stride, ::stride]), format="jpeg")
+    return image_pb2.EncodedImage(
+        format=image_pb2.IMAGE_FORMAT_JPEG,
+        width=image.width,
+        height=image.height,
+        data=encode(image, quality=_PREVIEW_QUALITY),
+    )
+
+
+def report_message(report: Report) -> restorer_pb2.Report:
+    """The report; the message has the same fields."""
+    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    return restorer_pb2.Report(**values)

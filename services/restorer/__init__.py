@@ -1,0 +1,3 @@
+"""The restorer: the service that callers talk to."""
+
+__all__: list[str] = []

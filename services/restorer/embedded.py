@@ -1,0 +1,87 @@
+"""The restorer as one process: all stages inside, no other service needed.
+
+Run ``python -m services.restorer.embedded --port 50051 --bundle tiny``. Every flag can also be an
+environment variable, such as ``VLMIR_PORT``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from pydantic import Field, ValidationError
+from pydantic_settings import CliApp
+
+from services.common.server import Server, stop_on_signals
+from services.common.settings import ServerSettings
+from services.common.work import WorkQueue
+from services.restorer.servicer import RestorerServicer
+from vlmir.errors import VlmirError
+from vlmir.pipeline import Restorer
+from vlmir.v1 import restorer_pb2
+from vlmir.v1.restorer_pb2_grpc import add_RestorerServiceServicer_to_server
+
+__all__ = ["EmbeddedSettings", "main", "restorer_server", "serve"]
+
+SERVICE = restorer_pb2.DESCRIPTOR.services_by_name["RestorerService"].full_name
+
+
+class EmbeddedSettings(ServerSettings):
+    """Restores pictures over gRPC, with all stages in this one process."""
+
+    bundle: str = Field("tiny", description="Name of a shipped bundle, or the path of its folder.")
+
+
+def restorer_server(restorer: Restorer, work: WorkQueue, settings: ServerSettings) -> Server:
+    """A server, not yet started, that answers for ``restorer``."""
+    servicer = RestorerServicer(restorer, work)
+    return Server(
+        [SERVICE],
+        lambda server: add_RestorerServiceServicer_to_server(servicer, server),
+        settings=settings,
+        limits=restorer.limits,
+    )
+
+
+async def serve(settings: EmbeddedSettings) -> None:
+    """Load the bundle, serve until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        BundleError: The bundle is missing or broken.
+        UnavailableError: The port is taken.
+    """
+    stop = stop_on_signals()
+    # In a thread, so that a signal is heard while the weights are loading.
+    restorer = await asyncio.to_thread(Restorer.load, settings.bundle)
+    work = WorkQueue(workers=settings.workers, waiting=settings.queue)
+    server = restorer_server(restorer, work, settings)
+    address = await server.start()
+    print(f"serving {restorer.release} on {address}", flush=True)
+    await stop.wait()
+    await server.stop()
+    # While the loop still runs: a step under way wants to hand over its result.
+    await asyncio.to_thread(work.close)
+
+
+def main() -> int:
+    """Run the command line; 0 after a graceful stop, 1 when it cannot serve, 2 for bad settings."""
+    try:
+        settings = CliApp.run(EmbeddedSettings)
+    except ValidationError as error:
+        for fault in error.errors():
+            print(f"error: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        asyncio.run(serve(settings))
+    except VlmirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A restorer without networks, and pictures to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlmir.cli import commands
+from vlmir.errors import ImageError
+from vlmir.image import Image, decode, encode
+
+BROKEN = b"no picture at all"
+
+
+@dataclass
+class FakeRestoration:
+    image: Image
+    options: Any
+
+    @property
+    def report(self) -> FakeRestoration:
+        return self
+
+    def encode(self) -> bytes:
+        chosen = self.options
+        return encode(
+            self.image, format=chosen.format, quality=chosen.quality, lossless=chosen.lossless
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"caption": "a cat", "seed": self.options.seed}
+
+
+@dataclass
+class Step:
+    step: int
+    steps: int = 3
+
+
+@dataclass
+class FakeInspection:
+    caption: str
+    degradations: dict[str, float]
+    degradation: str
+    width: int
+    height: int
+    milliseconds: dict[str, float]
+
+
+@dataclass
+class FakeRestorer:
+    """Inverts the picture; remembers what it was asked for."""
+
+    bundles: list[str] = field(default_factory=list)
+    calls: list[tuple[Path, Any]] = field(default_factory=list)
+    closed: int = 0
+    before: Callable[[Path], None] = lambda path: None
+
+    def stream(self, path: Path, options: Any) -> Generator[Step, None, FakeRestoration]:
+        self.calls.append((path, options))
+        try:
+            image = decode(path.read_bytes())
+            for step in range(1, 4):
+                self.before(path)
+                yield Step(step)
+            return FakeRestoration(image.with_pixels(1 - image.pixels), options)
+        finally:
+            self.closed += 1
+
+    def inspect(self, path: Path) -> FakeInspection:
+        if path.read_bytes() == BROKEN:
+            raise ImageError("This is no image.")
+        return FakeInspection("a cat", {"noisy": 0.9, "hazy": 0.099}, "noisy", 4, 3, {"caption": 5})
+
+
+@pytest.fixture
+def restorer(monkeypatch: pytest.MonkeyPatch) -> FakeRestorer:
+    fake = FakeRestorer()
+
+    def load(bundle: str) -> FakeRestorer:
+        fake.bundles.append(bundle)
+        return fake
+
+    monkeypatch.setattr(commands, "load_restorer", load)
+    return fake
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder: a.png, broken.jpg, notes.txt, .hidden.png, sub/b.jpg, sub/deep/c.TIF."""
+    folder = tmp_path / "photos"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    write_picture(folder / "a.png", "png")
+    write_picture(folder / ".hidden.png", "png")
+    write_picture(folder / "sub" / "b.jpg", "jpeg")
+    write_picture(folder / "sub" / "deep" / "c.TIF", "tiff")
+    (folder / "broken.jpg").write_bytes(BROKEN)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def write_picture(path: Path, format: str, level: float = 0.25) -> Path:
+    pixels = np.full((3, 4, 3), level, np.float32)
+    path.write_bytes(encode(Image(pixels=pixels, format=format)))
+    return path

@@ -1,0 +1,61 @@
+"""What every training loop shares: the learning-rate curve, checkpoints that resume, and a progress log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Log", "cosine_rate", "load_checkpoint", "save_checkpoint"]
+
+
+def cosine_rate(step: int, *, total: int, warmup: int, peak: float, floor: float = 0.01) -> float:
+    """Learning rate at ``step``: linear warm-up to ``peak``, then a half cosine down to ``floor * peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors, numbers, strings, nested containers) so that a crash leaves the old file or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state that :func:`save_checkpoint` wrote, or None where there is no file. Nothing is unpickled."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+class Log:
+    """Prints one line per report, with the time left, and appends it to ``metrics.jsonl``."""
+
+    def __init__(self, folder: Path, name: str, total: int, *, start: int = 0) -> None:
+        """``total`` steps are to be done, ``start`` of them are done already."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "metrics.jsonl"
+        self._name, self._total, self._start = name, total, start
+        self._began = time.monotonic()
+
+    def __call__(self, step: int, **values: float) -> None:
+        """Report ``values`` after ``step`` steps."""
+        spent = time.monotonic() - self._began
+        done = max(1, step - self._start)
+        left = spent / done * (self._total - step)
+        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        print(
+            f"{self._name} {step}/{self._total}  {text}  {spent:.0f} s, {left:.0f} s left", flush=True
+        )
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self._name, "step": step, **values}) + "\n")

@@ -1,0 +1,173 @@
+"""A pool of degraded pictures with their clean originals: what both stages train on.
+
+Whole photos are degraded, captioned and embedded, and crops are cut later, because the conditions describe the whole
+picture. The pool is a folder: one flat file of pixels (memory-mapped, so it may exceed the memory) and an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from vlmir.degradations import LABELS, degrade
+
+__all__ = ["Entry", "Pool", "build_pool", "read_folder", "read_pairs"]
+
+Bytes = npt.NDArray[np.uint8]
+
+RECIPE: dict[str, tuple[int, float, float]] = {
+    "noisy": (5, 0.0, 1.0),
+    "rainy": (5, 0.3, 1.0),
+    "hazy": (4, 0.2, 0.9),
+    "raindrop": (3, 0.2, 1.0),
+    "low-light": (2, 0.1, 0.9),
+    "snowy": (2, 0.2, 1.0),
+    "motion-blurry": (2, 0.1, 0.9),
+    "jpeg-compressed": (2, 0.1, 1.0),
+    "shadowed": (2, 0.2, 1.0),
+    "uncompleted": (2, 0.2, 1.0),
+    "clean": (1, 0.0, 0.0),
+}
+"""Label → (degraded copies of each photo, least and greatest strength)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One degraded picture."""
+
+    label: str
+    lq: int
+    """Offset of the degraded picture in the pixel file, in bytes."""
+    gt: int
+    """Offset of its clean original."""
+    height: int
+    width: int
+    photo: int
+    """Number of the original."""
+
+
+class Pool:
+    """A pool on disk; ``pool.lq(i)`` and ``pool.gt(i)`` are H×W×3 uint8 views of it."""
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text("utf-8"))
+        self.folder = folder
+        self.entries = [Entry(**entry) for entry in index]
+        self._pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def lq(self, i: int) -> Bytes:
+        """The degraded picture of entry ``i``."""
+        return self._view(self.entries[i].lq, self.entries[i])
+
+    def gt(self, i: int) -> Bytes:
+        """The clean picture of entry ``i``."""
+        return self._view(self.entries[i].gt, self.entries[i])
+
+    def _view(self, offset: int, entry: Entry) -> Bytes:
+        size = entry.height * entry.width * 3
+        return self._pixels[offset : offset + size].reshape(entry.height, entry.width, 3)
+
+
+def read_folder(folder: Path) -> list[Bytes]:
+    """Every picture of a folder in the order of names, H×W×3 uint8 RGB."""
+    return [_read(path) for path in sorted(folder.iterdir())]
+
+
+def read_pairs(folder: Path) -> Iterator[tuple[str, Bytes, Bytes]]:
+    """(label, LQ, GT) of the reference layout ``<label>/{lq,gt}/<same name>``."""
+    for task in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for lq in sorted((task / "lq").iterdir()):
+            gt = next((task / "gt").glob(f"{lq.stem}.*"))
+            yield task.name, _read(lq), _read(gt)
+
+
+def build_pool(
+    folder: Path,
+    photos: Sequence[Bytes],
+    pairs: Sequence[tuple[str, Bytes, Bytes]],
+    *,
+    pair_copies: int = 6,
+    seed: int = 0,
+) -> Pool:
+    """Degrade every photo by the recipe, add the real pairs, and write the pool; an existing pool is opened.
+
+    Half of the rainy copies carry streaks of the real pairs (their difference LQ − GT, turned and shifted) instead of
+    synthetic ones. Real pairs are listed ``pair_copies`` times, so that sampling evenly meets them often enough.
+    """
+    if (folder / "index.json").is_file():
+        return Pool(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    streaks = [lq.astype(np.int16) - gt for label, lq, gt in pairs if label == "rainy"]
+    entries: list[Entry] = []
+    with (folder / "pixels.bin").open("wb") as file:
+
+        def write(pixels: Bytes) -> int:
+            offset = file.tell()
+            file.write(np.ascontiguousarray(pixels).tobytes())
+            return offset
+
+        for number, photo in enumerate(photos):
+            gt, (height, width) = write(photo), photo.shape[:2]
+            for label, (copies, low, high) in RECIPE.items():
+                for copy in range(copies):
+                    if label == "rainy" and copy % 2 and streaks:
+                        lq = transplant(photo, streaks[rng.integers(len(streaks))], rng)
+                    else:
+                        strength = _strength(label, copy, low, high, rng)
+                        lq = _degrade(photo, label, int(rng.integers(2**31)), strength)
+                    entries.append(Entry(label, write(lq), gt, height, width, number))
+        for number, (label, lq, gt_pixels) in enumerate(pairs, start=len(photos)):
+            places = write(lq), write(gt_pixels)
+            shape = gt_pixels.shape[:2]
+            entries.extend([Entry(label, *places, *shape, number)] * pair_copies)
+    index = json.dumps([asdict(entry) for entry in entries])
+    (folder / "index.json").write_text(index, encoding="utf-8")
+    return Pool(folder)
+
+
+def transplant(photo: Bytes, streaks: npt.NDArray[np.int16], rng: np.random.Generator) -> Bytes:
+    """Put the rain of a real pair over another photo: mirrored, rolled and repeated to its size."""
+    if rng.random() < 0.5:
+        streaks = streaks[:, ::-1]
+    if rng.random() < 0.5:
+        streaks = streaks[::-1]
+    height, width = photo.shape[:2]
+    if (height > width) != (streaks.shape[0] > streaks.shape[1]):
+        streaks = streaks.transpose(1, 0, 2)[:, :, :]
+    shift = tuple(int(rng.integers(n)) for n in streaks.shape[:2])
+    rolled = np.roll(streaks, shift, (0, 1))
+    repeats = (-(-height // rolled.shape[0]), -(-width // rolled.shape[1]), 1)
+    rain = np.tile(rolled, repeats)[:height, :width]
+    return np.clip(photo + rain, 0, 255).astype(np.uint8)
+
+
+def _strength(label: str, copy: int, low: float, high: float, rng: np.random.Generator) -> float:
+    """Evenly between the bounds, but most noise is σ = 50, the benchmark's and the paper's."""
+    if label == "noisy" and copy < 3:
+        return 0.5
+    return float(rng.uniform(low, high))
+
+
+def _degrade(photo: Bytes, label: str, seed: int, strength: float) -> Bytes:
+    if label not in LABELS:
+        raise ValueError(label)
+    pixels = photo.astype(np.float32) / 255
+    degraded = degrade(pixels, label, seed=seed, strength=strength)
+    return np.round(degraded * 255).astype(np.uint8)
+
+
+def _read(path: Path) -> Bytes:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise FileNotFoundError(f"{path} is missing or no picture.")
+    return image.astype(np.uint8)

@@ -1,0 +1,152 @@
+"""What stage 1 reads: views of degraded pictures with their captions, prepared once and kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.captioned import CaptionedPhotos
+from training.loop import load_checkpoint, save_checkpoint
+from training.pool import Pool
+from vlmir.config import Preset
+from vlmir.degradations import degrade
+from vlmir.vlm.captioner import BlipCaptioner, build_blip
+from vlmir.vlm.clip import build_clip
+from vlmir.vlm.preprocess import content_view, detail_view, normalize
+from vlmir.vlm.tokenizer import CaptionTokenizer
+
+__all__ = ["Pretrained", "StageOneData", "load_pretrained", "prepare_stage1", "to_tensor"]
+
+PER_LABEL = 500
+"""Pictures of each label taken from the pool; as many captioned photos stand beside them."""
+
+
+class Pretrained(NamedTuple):
+    """The parts that pretraining made."""
+
+    clip: Any
+    captioner: BlipCaptioner
+    tokenizer: CaptionTokenizer
+
+
+def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
+    """Load ``clip.pt``, ``blip.pt`` and ``tokenizer.json`` of :mod:`training.pretrain`."""
+    tokenizer = CaptionTokenizer(folder / "tokenizer.json")
+    clip = build_clip(preset.embedder.clip)
+    blip = build_blip(preset.captioner, tokenizer.vocab_size)
+    for name, model in (("clip", clip), ("blip", blip)):
+        state = load_checkpoint(folder / f"{name}.pt")
+        if state is None:
+            raise FileNotFoundError(f"{folder / name}.pt is missing: run training.pretrain first.")
+        model.load_state_dict(state["model"])
+    return Pretrained(clip.eval(), BlipCaptioner(preset.captioner, blip, tokenizer), tokenizer)
+
+
+@dataclass
+class StageOneData:
+    """N degraded pictures; the first half are captioned photos, the second come from the pool."""
+
+    views: Tensor
+    """N×C×S×S uint8: content view, then detail view."""
+    labels: Tensor
+    """N label numbers, int64."""
+    lq_ids: Tensor
+    """N×L ids of the captions of the degraded pictures."""
+    f_GT: Tensor
+    """N×D frozen embeddings of the captions of the clean pictures."""
+
+    def draw(self, count: int, generator: torch.Generator) -> StageOneData:
+        """A random batch, half captioned photos and half pool pictures, mirrored at random."""
+        half = len(self.labels) // 2
+        first = torch.randint(half, (count // 2,), generator=generator)
+        second = torch.randint(half, len(self.labels), (count - count // 2,), generator=generator)
+        index = torch.cat([first, second])
+        views = self.views[index]
+        flip = torch.rand(count, generator=generator) < 0.5
+        views = torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
+        return StageOneData(views, self.labels[index], self.lq_ids[index], self.f_GT[index])
+
+    def normalised_views(self) -> Tensor:
+        """The views as the network reads them."""
+        return normalize(self.views.float() / 255)
+
+
+def to_tensor(pixels_HWC: np.ndarray) -> Tensor:
+    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
+    pixels = torch.from_numpy(np.array(pixels_HWC)).permute(2, 0, 1)[None]
+    return pixels.float() / 255
+
+
+def prepare_stage1(
+    preset: Preset, parts: Pretrained, pool: Pool, captioned: Path, cache: Path
+) -> StageOneData:
+    """Degrade, view, caption and embed everything once; later runs read ``cache``."""
+    state = load_checkpoint(cache)
+    if state is None:
+        state = _prepare(preset, parts, pool, CaptionedPhotos(captioned))
+        save_checkpoint(cache, state)
+    return StageOneData(**state)
+
+
+def _prepare(
+    preset: Preset, parts: Pretrained, pool: Pool, photos: CaptionedPhotos
+) -> dict[str, Tensor]:
+    rng = np.random.default_rng(0)
+    config = preset.embedder.clip
+    size = config.vision_cfg.image_size
+    views, small, labels, gt_captions = [], [], [], []
+
+    def add(pixels: Tensor, label: int) -> None:
+        view = torch.cat([content_view(pixels, size), detail_view(pixels, size)], dim=1)
+        views.append((view * 255).round().to(torch.uint8))
+        small.append((content_view(pixels, preset.captioner.image_size) * 255).to(torch.uint8))
+        labels.append(label)
+
+    count = PER_LABEL * len(preset.labels)
+    for i in rng.permutation(photos.train.numpy())[:count].tolist():
+        label = int(rng.integers(len(preset.labels)))
+        clean = photos.images[i].permute(1, 2, 0).numpy().astype(np.float32) / 255
+        seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
+        lq = degrade(clean, preset.labels[label], seed=seed, strength=strength)
+        add(torch.from_numpy(lq).permute(2, 0, 1)[None], label)
+        gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
+    clean_views: list[Tensor] = []
+    for i in _balanced(pool, preset.labels, rng):
+        add(to_tensor(pool.lq(i)), preset.labels.index(pool.entries[i].label))
+        clean = content_view(to_tensor(pool.gt(i)), preset.captioner.image_size)
+        clean_views.append((clean * 255).to(torch.uint8))
+    gt_captions += caption_all(parts.captioner, clean_views)
+    lq_captions = caption_all(parts.captioner, small)
+    length = config.text_cfg.context_length
+    with torch.inference_mode():
+        ids = parts.tokenizer(gt_captions, length)
+        f_GT = torch.cat([parts.clip.encode_text(part) for part in ids.split(256)])
+    return {
+        "views": torch.cat(views),
+        "labels": torch.tensor(labels),
+        "lq_ids": parts.tokenizer(lq_captions, length),
+        "f_GT": f_GT.clone(),
+    }
+
+
+def _balanced(pool: Pool, labels: Iterable[str], rng: np.random.Generator) -> list[int]:
+    """``PER_LABEL`` entries of each label, with repetition where there are fewer."""
+    chosen: list[int] = []
+    for label in labels:
+        places = [i for i, entry in enumerate(pool.entries) if entry.label == label]
+        chosen += rng.choice(places, PER_LABEL, replace=len(places) < PER_LABEL).tolist()
+    return chosen
+
+
+def caption_all(captioner: BlipCaptioner, views: list[Tensor], batch: int = 128) -> list[str]:
+    """Captions of 1×3×S×S uint8 content views."""
+    captions: list[str] = []
+    for start in range(0, len(views), batch):
+        captions += captioner.caption_batch(torch.cat(views[start : start + batch]).float() / 255)
+    return captions

@@ -1,0 +1,203 @@
+"""What can be said on the command line, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from vlmir import __version__
+
+__all__ = ["FORMATS", "LABELS", "SOLVERS", "build_parser"]
+
+# Copies of vlmir.image.FORMATS, vlmir.degradations.LABELS and vlmir.diffusion.SOLVERS: importing
+# those takes seconds, which `vlmir --help` and a misspelt option should not. A test compares them.
+FORMATS = ("png", "jpeg", "webp", "tiff")
+LABELS = (
+    "motion-blurry",
+    "hazy",
+    "jpeg-compressed",
+    "low-light",
+    "noisy",
+    "raindrop",
+    "rainy",
+    "shadowed",
+    "snowy",
+    "uncompleted",
+    "clean",
+)
+SOLVERS = ("euler_maruyama", "posterior", "ddim", "dpmpp_2m", "dpmpp_2m_sde")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the chosen one stands in ``command``."""
+    parser = argparse.ArgumentParser(
+        prog="vlmir", description="Restore degraded photos.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"vlmir {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_restore(commands)
+    _add_inspect(commands)
+    _add_degrade(commands)
+    return parser
+
+
+def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "restore",
+        allow_abbrev=False,
+        help="restore photos",
+        description="Restore photos. Files that are already there are skipped, so an interrupted "
+        "run is resumed by the same command.",
+    )
+    _add_inputs(parser)
+    _add_output(parser)
+    model = parser.add_argument_group("restoration")
+    _add_bundle(model)
+    model.add_argument(
+        "--steps", type=_whole(1), metavar="N", help="sampling steps (default: the bundle's)"
+    )
+    model.add_argument("--solver", choices=SOLVERS, help="sampling method (default: the bundle's)")
+    model.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="N", help="randomness (default: 0)"
+    )
+    model.add_argument(
+        "--realism",
+        type=_unit,
+        default=0.0,
+        metavar="0…1",
+        help="0 most faithful, 1 most detailed (default: 0)",
+    )
+    model.add_argument(
+        "--strength",
+        type=_unit,
+        default=1.0,
+        metavar="0…1",
+        help="how far to go from the input (0) to the restored photo (1, the default)",
+    )
+    caption = model.add_mutually_exclusive_group()
+    caption.add_argument("--caption", metavar="TEXT", help="what the photo shows, in your words")
+    caption.add_argument("--no-caption", action="store_true", help="restore without a caption")
+    model.add_argument(
+        "--degradation",
+        choices=LABELS,
+        metavar="LABEL",
+        help=f"what is wrong with the photo, if you know better: {', '.join(LABELS)}",
+    )
+    model.add_argument(
+        "--tile",
+        type=_whole(0),
+        metavar="PX",
+        help="side of a tile in pixels, 0 for none (default: as the picture needs)",
+    )
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        allow_abbrev=False,
+        help="say what a photo shows and what is wrong with it",
+        description="Caption photos and name their degradations, without restoring them.",
+    )
+    _add_inputs(parser)
+    _add_bundle(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a photo, to stdout")
+
+
+def _add_degrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "degrade",
+        allow_abbrev=False,
+        help="make degraded copies of photos",
+        description="Make degraded copies of photos; several labels make a mixture.",
+    )
+    _add_inputs(parser)
+    _add_output(parser)
+    damage = parser.add_argument_group("degradation")
+    damage.add_argument(
+        "--label",
+        dest="labels",
+        action="append",
+        choices=LABELS,
+        required=True,
+        metavar="LABEL",
+        help=f"one of {', '.join(LABELS)}; may be repeated",
+    )
+    damage.add_argument(
+        "--strength",
+        type=_unit,
+        default=0.5,
+        metavar="0…1",
+        help="0 mild, 0.5 typical, 1 severe (default: 0.5)",
+    )
+    damage.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="N", help="randomness (default: 0)"
+    )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="IN",
+        help="photos, or folders that are searched with all their subfolders",
+    )
+
+
+def _add_bundle(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--bundle",
+        default="tiny",
+        metavar="NAME",
+        help="the weights: 'tiny' (shipped) or a bundle's folder (default: tiny)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="a file, for one photo; else a folder, in which subfolders are kept",
+    )
+    group.add_argument(
+        "--format", choices=FORMATS, help="container format (default: by OUT's or IN's suffix)"
+    )
+    loss = group.add_mutually_exclusive_group()
+    loss.add_argument(
+        "--quality", type=_whole(1, 100), metavar="1…100", help="of JPEG and lossy WebP"
+    )
+    loss.add_argument("--lossless", action="store_true", help="lose nothing (WebP; never JPEG)")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace existing outputs (default: skip them)"
+    )
+    group.add_argument("--json", action="store_true", help="one JSON line a photo, to stdout")
+    group.add_argument("--report", type=Path, metavar="FILE", help="append the JSON lines to FILE")
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A converter to whole numbers from ``least`` to ``most``, both included."""
+
+    def convert(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() else -1
+        if value < least or (most is not None and value > most):
+            reach = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {reach}, not {text!r}")
+        return value
+
+    return convert
+
+
+def _unit(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN fails this, too
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value

@@ -1,0 +1,164 @@
+"""The commands. Each plans its files first and imports the networks only when there is work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmir.cli.batch import Tick, Work, describe_error, run_batch
+from vlmir.cli.files import Job, find_images, plan_jobs
+from vlmir.errors import OptionError
+
+if TYPE_CHECKING:
+    from vlmir.pipeline import Inspection, Restorer
+
+__all__ = ["degrade", "inspect", "load_restorer", "restore"]
+
+_PASSED_ON = (
+    "steps",
+    "solver",
+    "seed",
+    "realism",
+    "caption",
+    "degradation",
+    "strength",
+    "tile",
+    "quality",
+    "lossless",
+)
+"""Arguments that are options of the library under the same name."""
+
+_SHOWN = 0.01
+"""Degradations less probable than this are not printed (but stand in the JSON)."""
+
+
+def load_restorer(bundle: str) -> Restorer:
+    """The restorer with its weights.
+
+    Raises:
+        BundleError: There is no such bundle, or it is damaged.
+    """
+    from vlmir.pipeline import Restorer
+
+    return Restorer.load(bundle)
+
+
+def restore(arguments: Namespace) -> int:
+    """``vlmir restore``; returns how many pictures failed.
+
+    Raises:
+        OptionError: The arguments contradict each other or the files.
+        BundleError: The weights cannot be loaded.
+    """
+    return _run(arguments, lambda: _restoring(arguments))
+
+
+def _restoring(arguments: Namespace) -> Work:
+    from vlmir.pipeline import RestoreOptions
+
+    chosen = {name: getattr(arguments, name) for name in _PASSED_ON}
+    chosen["use_caption"] = not arguments.no_caption
+    RestoreOptions(**chosen)  # a contradiction shows before the weights are read
+    restorer = load_restorer(arguments.bundle)
+
+    def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
+        options = RestoreOptions(**chosen, format=job.format)
+        with closing(restorer.stream(job.source, options)) as stream:
+            while True:
+                try:
+                    progress = next(stream)
+                except StopIteration as end:
+                    return end.value.encode(), end.value.report.to_dict()
+                tick(progress.step / progress.steps)
+
+    return work
+
+
+def degrade(arguments: Namespace) -> int:
+    """``vlmir degrade``; returns how many pictures failed.
+
+    Raises:
+        OptionError: The arguments contradict each other or the files.
+    """
+    if len(set(arguments.labels)) != len(arguments.labels):
+        raise OptionError("A --label was given twice; name each degradation once.")
+    return _run(arguments, lambda: _degrading(arguments))
+
+
+def _degrading(arguments: Namespace) -> Work:
+    from vlmir.degradations import mixture
+    from vlmir.image import Limits, decode, encode
+
+    recipe = {"labels": arguments.labels, "strength": arguments.strength, "seed": arguments.seed}
+
+    def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
+        limits = Limits()
+        with job.source.open("rb") as file:
+            image = decode(file.read(limits.max_bytes + 1), limits)
+        degraded = image.with_pixels(mixture(image.pixels, **recipe))
+        data = encode(
+            degraded, format=job.format, quality=arguments.quality, lossless=arguments.lossless
+        )
+        return data, recipe
+
+    return work
+
+
+def _run(arguments: Namespace, prepare: Callable[[], Work]) -> int:
+    jobs = plan_jobs(
+        arguments.inputs,
+        arguments.output,
+        format=arguments.format,
+        lossless=arguments.lossless,
+    )
+    return run_batch(
+        jobs,
+        prepare,
+        overwrite=arguments.overwrite,
+        to_stdout=arguments.json,
+        report=arguments.report,
+    )
+
+
+def inspect(arguments: Namespace) -> int:
+    """``vlmir inspect``; returns how many pictures could not be read.
+
+    Raises:
+        OptionError: An input is missing.
+        BundleError: The weights cannot be loaded.
+    """
+    paths = [path for path, _ in find_images(arguments.inputs)]
+    restorer = load_restorer(arguments.bundle)
+    failed = 0
+    for path in paths:
+        try:
+            inspection = restorer.inspect(path)
+        except Exception as error:  # whatever one picture meets, the others still get their turn
+            failed += 1
+            print(f"{path}: {describe_error(error)}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps({"input": str(path), "error": describe_error(error)}), flush=True)
+        else:
+            show = _as_json if arguments.json else _as_text
+            print(show(path, inspection), flush=True)
+    return failed
+
+
+def _as_json(path: Path, inspection: Inspection) -> str:
+    return json.dumps({"input": str(path), **asdict(inspection)})
+
+
+def _as_text(path: Path, inspection: Inspection) -> str:
+    ranked = sorted(inspection.degradations.items(), key=lambda item: -item[1])
+    likely = [f"{label} {share:.0%}" for label, share in ranked if share >= _SHOWN]
+    return (
+        f"{path} ({inspection.width}×{inspection.height})\n"
+        f"  caption:     {inspection.caption}\n"
+        f"  degradation: {', '.join(likely)}"
+    )

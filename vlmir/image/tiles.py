@@ -1,0 +1,157 @@
+"""Overlapping windows over a picture, and their feathered partition of unity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmir.errors import InputError, OptionError
+
+__all__ = ["TilePlan", "Window", "plan_tiles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the window in an H×W array; `array[..., *window.slices]` for C×H×W."""
+        rows = slice(self.top, self.top + self.height)
+        return rows, slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TilePlan:
+    """Windows that cover a picture, row by row, and weights that sum to 1 at every pixel.
+
+    A weight is the product of one profile over the rows and one over the columns, so only these
+    few short vectors are kept, however big the picture.
+    """
+
+    height: int
+    width: int
+    windows: tuple[Window, ...]
+    """Row-major; all of one size."""
+
+    row_profiles: tuple[npt.NDArray[np.float64], ...]
+    """For each row of windows its weight along the height, float64."""
+
+    column_profiles: tuple[npt.NDArray[np.float64], ...]
+    """For each column of windows its weight along the width, float64."""
+
+    def weight(self, index: int) -> npt.NDArray[np.float32]:
+        """Weight of one window: h×w, above 0 and at most 1."""
+        row, column = divmod(index, len(self.column_profiles))
+        outer = np.outer(self.row_profiles[row], self.column_profiles[column])
+        return outer.astype(np.float32)
+
+    def blend(self, patches: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Weighted sum of one patch per window.
+
+        Args:
+            patches: In the order of `windows`, each C×h×w; a generator keeps memory low.
+
+        Returns:
+            C×H×W float32.
+
+        Raises:
+            InputError: There are too few or too many patches, or one has a wrong shape.
+        """
+        canvas = np.zeros((0, self.height, self.width), dtype=np.float32)
+        count = 0
+        for patch in patches:
+            if count == len(self.windows):
+                raise InputError(f"There are more patches than the {count} windows.")
+            window = self.windows[count]
+            if count == 0:
+                canvas = np.zeros((len(patch), self.height, self.width), dtype=np.float32)
+            expected = (len(canvas), window.height, window.width)
+            if patch.shape != expected:
+                raise InputError(f"Patch {count} must be {expected} (C×h×w), not {patch.shape}.")
+            canvas[:, *window.slices] += patch * self.weight(count)
+            count += 1
+        if count < len(self.windows):
+            raise InputError(f"There are {count} patches for {len(self.windows)} windows.")
+        return canvas
+
+
+def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> TilePlan:
+    """Cover a picture with square windows.
+
+    Windows are spread evenly: the first and last touch the borders, neighbours share at least
+    `overlap` pixels, and all are `tile` wide and high (a side shorter than that is one window
+    long). Where windows meet, weights cross-fade as raised cosines.
+
+    Args:
+        height: Rows of the picture, at least 1.
+        width: Columns of the picture, at least 1.
+        tile: Side of a window, pixels, at least 1.
+        overlap: Least number of pixels that neighbours share, 0 … tile - 1.
+
+    Raises:
+        OptionError: An argument is out of range.
+    """
+    if height < 1 or width < 1:
+        raise OptionError(f"A picture of {height}×{width} cannot be tiled.")
+    if tile < 1 or not 0 <= overlap < tile:
+        raise OptionError(
+            f"Tile must be at least 1 and overlap from 0 to tile - 1, not {tile} and {overlap}."
+        )
+    rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
+    window_height, window_width = min(tile, height), min(tile, width)
+    return TilePlan(
+        height=height,
+        width=width,
+        windows=tuple(
+            Window(top=top, left=left, height=window_height, width=window_width)
+            for top in rows
+            for left in columns
+        ),
+        row_profiles=_profiles(rows, window_height, height),
+        column_profiles=_profiles(columns, window_width, width),
+    )
+
+
+def _starts(size: int, tile: int, overlap: int) -> list[int]:
+    if size <= tile:
+        return [0]
+    steps = -(-(size - tile) // (tile - overlap))
+    return [step * (size - tile) // steps for step in range(steps + 1)]
+
+
+def _profiles(starts: list[int], length: int, size: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Weights along one axis, one profile per start; overlaid they sum to 1."""
+    profiles = []
+    for index, start in enumerate(starts):
+        profile = np.ones(length)
+        if index > 0:
+            shared = starts[index - 1] + length - start
+            profile[:shared] *= _rise(shared)
+        if index + 1 < len(starts):
+            shared = start + length - starts[index + 1]
+            profile[length - shared :] *= _rise(shared)[::-1]
+        profiles.append(profile)
+    # With more than two windows over a pixel the cross-fades alone do not sum to 1.
+    total = np.zeros(size)
+    for start, profile in zip(starts, profiles, strict=True):
+        total[start : start + length] += profile
+    return tuple(
+        profile / total[start : start + length]
+        for start, profile in zip(starts, profiles, strict=True)
+    )
+
+
+def _rise(length: int) -> npt.NDArray[np.float64]:
+    """Raised cosine from above 0 to below 1; with its mirror image it sums to 1."""
+    phase: npt.NDArray[np.float64] = (np.arange(length) + 0.5) / max(length, 1)
+    return np.sin(0.5 * np.pi * phase) ** 2

@@ -1,0 +1,147 @@
+"""Attention of the U-Net: linear attention, and the transformer with SCA before ICA (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmir.nn.blocks import ChannelNorm
+
+__all__ = ["Context", "CrossAttention", "LinearAttention", "SpatialTransformer", "TransformerContext"]
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost is linear in the pixels (Shen et al. 2021), pre-normed, with a skip around it."""
+
+    HEADS = 4
+    HEAD_DIM = 32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = self.HEADS * self.HEAD_DIM
+        self.norm = ChannelNorm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
+        self.to_out = nn.Conv2d(inner, channels, 1)
+        self.out_norm = ChannelNorm(channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """B×C×H×W → the same shape."""
+        batch, _, height, width = x_BCHW.shape
+        qkv = self.to_qkv(self.norm(x_BCHW)).view(
+            batch, 3, self.HEADS, self.HEAD_DIM, height * width
+        )
+        q, k, v = qkv.unbind(1)
+        q = q.softmax(dim=-2) * self.HEAD_DIM**-0.5
+        context = k.softmax(dim=-1) @ (v / (height * width)).transpose(-1, -2)
+        out = (context.transpose(-1, -2) @ q).reshape(batch, -1, height, width)
+        return cast(Tensor, self.out_norm(self.to_out(out)) + x_BCHW)
+
+
+class Context(NamedTuple):
+    """Keys and values of one cross-attention, B×heads×N×head_dim: constant over pixels and steps."""
+
+    key: Tensor
+    value: Tensor
+
+
+class TransformerContext(NamedTuple):
+    """What one transformer attends to; None where it has no semantic cross-attention."""
+
+    semantic: Context | None
+    image: Context
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from pixels to N context tokens, or from pixels to pixels."""
+
+    def __init__(self, channels: int, head_dim: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = channels // head_dim
+        source = channels if context_dim is None else context_dim
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(source, channels, bias=False)
+        self.to_v = nn.Linear(source, channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+
+    def prepare(self, tokens_BND: Tensor) -> Context:
+        """Keys and values of the context, once for all pixels and steps."""
+        return Context(self._split(self.to_k(tokens_BND)), self._split(self.to_v(tokens_BND)))
+
+    def forward(self, x_BLC: Tensor, context: Context) -> Tensor:
+        """B×L×C → B×L×C; with one context token B×1×C, since the softmax over one key is 1 for every pixel."""
+        if context.key.shape[2] == 1:
+            return cast(Tensor, self.to_out(_merge(context.value)))
+        out = F.scaled_dot_product_attention(self._split(self.to_q(x_BLC)), *context)
+        return cast(Tensor, self.to_out(_merge(out)))
+
+    def _split(self, x_BLC: Tensor) -> Tensor:
+        return x_BLC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _merge(x_BHLD: Tensor) -> Tensor:
+    return x_BHLD.transpose(1, 2).flatten(2)
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit with a GELU gate (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """…×C → …×inner."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return cast(Tensor, value * F.gelu(gate))
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention, SCA, ICA and a feed-forward layer over the pixels of one level.
+
+    The latent-diffusion block (Rombach et al. 2022) of DA-CLIP, with the paper's semantic cross-attention before the
+    image cross-attention. It starts as the identity: its last projection is zero.
+    """
+
+    GROUPS = 32
+
+    def __init__(
+        self, channels: int, *, head_dim: int, context_dim: int, semantic: bool, self_attention: bool
+    ) -> None:
+        super().__init__()
+        self.pre_norm = ChannelNorm(channels)
+        self.norm = nn.GroupNorm(self.GROUPS, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(cast(Tensor, self.proj_out.bias))
+        self.self_attention = CrossAttention(channels, head_dim) if self_attention else None
+        self.self_norm = nn.LayerNorm(channels) if self_attention else None
+        self.sca = CrossAttention(channels, head_dim, context_dim) if semantic else None
+        self.sca_norm = nn.LayerNorm(channels) if semantic else None
+        self.ica = CrossAttention(channels, head_dim, context_dim)
+        self.ica_norm = nn.LayerNorm(channels)
+        self.ff_norm = nn.LayerNorm(channels)
+        self.ff = nn.Sequential(GEGLU(channels, 4 * channels), nn.Linear(4 * channels, channels))
+
+    def prepare(self, text_BND: Tensor, image_BND: Tensor) -> TransformerContext:
+        """Keys and values of both cross-attentions for B pictures."""
+        semantic = None if self.sca is None else self.sca.prepare(text_BND)
+        return TransformerContext(semantic, self.ica.prepare(image_BND))
+
+    def forward(self, x_BCHW: Tensor, context: TransformerContext) -> Tensor:
+        """B×C×H×W → the same shape."""
+        skip = x_BCHW
+        normed = self.pre_norm(x_BCHW)
+        x = self.proj_in(self.norm(normed)).flatten(2).transpose(1, 2)
+        if self.self_attention is not None and self.self_norm is not None:
+            h = self.self_norm(x)
+            x = x + self.self_attention(h, self.self_attention.prepare(h))
+        if self.sca is not None and self.sca_norm is not None and context.semantic is not None:
+            x = x + self.sca(self.sca_norm(x), context.semantic)
+        x = x + self.ica(self.ica_norm(x), context.image)
+        x = x + self.ff(self.ff_norm(x))
+        x = x.transpose(1, 2).unflatten(2, x_BCHW.shape[-2:])
+        return cast(Tensor, self.proj_out(x) + normed + skip)
