@@ -12,7 +12,6 @@ human, so they are true of the content.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -105,7 +104,10 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, default=Path("runs/pool"), help="made if not there")
     parser.add_argument("--out", type=Path, default=Path("runs/stage1"))
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--threads", type=int, help="CPU threads; the machine's number if not given")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     preset = load_preset("tiny")
     pairs = list(read_pairs(arguments.pairs)) if arguments.pairs else []
@@ -114,8 +116,6 @@ def main() -> None:
     network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
     length = preset.embedder.clip.text_cfg.context_length
     network.set_labels(parts.tokenizer(preset.labels, length))
-    with torch.no_grad():  # untrained label words lie close together; LAION weights come with 100 too
-        network.degradation_scale.fill_(math.log(100))
     data = prepare_stage1(preset, parts, pool, arguments.captioned, arguments.out / "data.pt")
     train(network, data, arguments.out, arguments.steps)
 

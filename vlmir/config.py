@@ -115,6 +115,8 @@ class EmbedderConfig:
 
     A reduced picture hides noise, JPEG blocks and small blur; the mosaic shows them. Off for DA-CLIP's weights.
     """
+    orthogonal_labels: bool = False
+    """Whether label embeddings are made orthogonal, for a CLIP that never met the labels' words."""
     hub: str | None = None
     """open_clip's ``model/pretrained`` name of public weights to start from."""
 

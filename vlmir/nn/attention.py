@@ -112,7 +112,8 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_norm = ChannelNorm(channels)
-        self.norm = nn.GroupNorm(self.GROUPS, channels, eps=1e-6)
+        # Group norm averages over the picture; a local network must not, or tiles would differ from the whole.
+        self.norm = nn.GroupNorm(self.GROUPS, channels, eps=1e-6) if self_attention else nn.Identity()
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight)

@@ -34,7 +34,8 @@ class DegradationPrompt(nn.Module):
 
     def __init__(self, context_dim: int, embedding: int) -> None:
         super().__init__()
-        self.prompt = nn.Parameter(torch.rand(1, embedding))
+        # The softmax shares 1 among the entries; a prompt of their number's size keeps the signal near 1.
+        self.prompt = nn.Parameter(embedding * torch.rand(1, embedding))
         self.text_mlp = nn.Sequential(
             nn.Linear(context_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )

@@ -10,6 +10,8 @@ Three encoders share one space of dimension D:
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -17,8 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmir.config import ClipConfig, EmbedderConfig
+from vlmir.errors import BundleError
 
-__all__ = ["Controller", "DegradationCLIP", "build_clip", "encode_tower"]
+__all__ = [
+    "Controller",
+    "DegradationCLIP",
+    "build_clip",
+    "encode_tower",
+    "lora_tensors",
+    "merge_lora",
+]
 
 
 def build_clip(config: ClipConfig) -> Any:
@@ -67,11 +77,11 @@ class Controller(nn.Module):
             self._see_detail()
 
     def _see_detail(self) -> None:
-        """Let the patch embedding read three more channels; they start as a copy, so that edges are seen at once."""
+        """Let the patch embedding read three more channels, beside the trained ones."""
         conv = self.tower.conv1
         wide = nn.Conv2d(6, conv.out_channels, conv.kernel_size, conv.stride, bias=False)
         with torch.no_grad():
-            wide.weight.copy_(torch.cat([conv.weight, conv.weight], dim=1) / 2**0.5)
+            wide.weight[:, :3] = conv.weight
         self.tower.conv1 = wide
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -94,20 +104,26 @@ class DegradationCLIP(nn.Module):
     label_embeddings: Tensor
     prototypes: Tensor
 
-    def __init__(self, config: EmbedderConfig, label_count: int, clip: Any | None = None) -> None:
+    def __init__(
+        self, config: EmbedderConfig, label_count: int, clip: Any | None = None, *, lora: bool = True
+    ) -> None:
         """Build the network.
 
         Args:
             config: Sizes and switches.
             label_count: Number K of degradation labels.
             clip: Pretrained open_clip CLIP to start from; None builds one with random weights.
+            lora: Whether the caption encoder carries trainable LoRA layers; without them it is a plain copy, into
+                which :func:`merge_lora` adds trained updates.
         """
         super().__init__()
         self.config = config
         self.clip = clip if clip is not None else build_clip(config.clip)
         self.clip.requires_grad_(False)
         self.controller = Controller(self.clip.visual, detail=config.detail).requires_grad_(True)
-        self.caption_encoder = _lora_text_encoder(self.clip, config)
+        self.caption_encoder = (
+            _lora_text_encoder(self.clip, config) if lora else _TextEncoder(self.clip)
+        )
         self.logit_scale = nn.Parameter(self.clip.logit_scale.detach().clone())
         self.degradation_scale = nn.Parameter(self.clip.logit_scale.detach().clone())
         empty = torch.zeros(label_count, config.clip.embed_dim)
@@ -134,9 +150,17 @@ class DegradationCLIP(nn.Module):
 
     @torch.no_grad()
     def set_labels(self, ids_KL: Tensor) -> None:
-        """Embed the label names; until prototypes are measured, these stand in for them too."""
-        self.label_embeddings.copy_(self.encode_text(ids_KL))
-        self.prototypes.copy_(self.label_embeddings)
+        """Embed the label names; until prototypes are measured, these stand in for them too.
+
+        With ``orthogonal_labels`` the nearest orthonormal frame takes their place (Löwdin's symmetric
+        orthogonalisation): words that a small CLIP never met lie too close together to tell damages apart.
+        """
+        labels = F.normalize(self.encode_text(ids_KL), dim=-1)
+        if self.config.orthogonal_labels:
+            u, _, vh = torch.linalg.svd(labels, full_matrices=False)
+            labels = u @ vh
+        self.label_embeddings.copy_(labels)
+        self.prototypes.copy_(labels)
 
 
 class _TextEncoder(nn.Module):
@@ -150,6 +174,34 @@ class _TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return cast(Tensor, self.text.encode_text(ids))
+
+
+_LORA_NAME = re.compile(
+    r"caption_encoder\.base_model\.model\.text\.(.+)\.lora_([AB])\.default\.weight"
+)
+
+
+def lora_tensors(network: DegradationCLIP) -> dict[str, Tensor]:
+    """The trained updates: ``<module of the text tower>.A`` (r×in) and ``.B`` (out×r) for each."""
+    found = ((_LORA_NAME.fullmatch(name), p) for name, p in network.named_parameters())
+    return {f"{match[1]}.{match[2]}": p.detach() for match, p in found if match}
+
+
+@torch.no_grad()
+def merge_lora(network: DegradationCLIP, tensors: Mapping[str, Tensor]) -> None:
+    """Add the updates W += (alpha / r) B A to the plain caption encoder of ``network``.
+
+    Raises:
+        BundleError: An update has no matching module or shape.
+    """
+    config = network.config.lora
+    weights = dict(cast(_TextEncoder, network.caption_encoder).text.named_parameters())
+    for name in sorted({key.rsplit(".", 1)[0] for key in tensors}):
+        try:
+            update = tensors[f"{name}.B"] @ tensors[f"{name}.A"]
+            weights[f"{name}.weight"] += config.alpha / config.rank * update
+        except (KeyError, RuntimeError) as error:
+            raise BundleError(f"The LoRA update {name!r} does not fit the text tower.") from error
 
 
 def _lora_text_encoder(clip: Any, config: EmbedderConfig) -> nn.Module:

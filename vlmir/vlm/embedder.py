@@ -59,11 +59,14 @@ class ClipEmbedder:
         f_I, f_D = self.network.encode_image(views)
         return f_I, f_D, self.network.degradation_logits(f_D).softmax(dim=-1)
 
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """B captions → B×L token ids."""
+        return self._tokenizer(captions, self.network.config.clip.text_cfg.context_length)
+
     @torch.inference_mode()
     def embed_captions(self, captions: Sequence[str]) -> Tensor:
         """B captions of damaged pictures → f_T, B×D."""
-        length = self.network.config.clip.text_cfg.context_length
-        return self.network.encode_caption(self._tokenizer(captions, length))
+        return self.network.encode_caption(self.tokenize(captions))
 
     def embed_label(self, label: str) -> Tensor:
         """The typical f_D (D) of a named degradation.

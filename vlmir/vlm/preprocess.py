@@ -1,8 +1,8 @@
 """From a picture of any size to CLIP's and BLIP's input: the same pixels in training, ONNX and serving.
 
 Two views exist. The *content* view is the whole picture, reduced (what CLIP always saw). The *detail* view is a mosaic
-of full-resolution patches taken evenly over the picture: noise grain, JPEG blocks and small blur, which a reduced
-picture hides, are in plain sight there. A controller that sees both can tell what is wrong at any picture size.
+of full-resolution patches taken evenly over the picture, with their edges: noise grain, JPEG blocks and small blur,
+which a reduced picture hides, are in plain sight there. A controller that sees both can tell what is wrong at any picture size.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Channel means of CLIP's training data, RGB, 0…1 (OpenAI CLIP; BLIP uses the same)."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel standard deviations of CLIP's training data, RGB, 0…1."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G, B in luma (BT.601)."""
 
 DETAIL_TILE = 32
 """Side of one mosaic patch in pixels: four JPEG blocks, and long enough for the common motion blur."""
@@ -51,21 +54,29 @@ def content_view(
 
 
 def detail_view(pixels_BCHW: Tensor, size: int) -> Tensor:
-    """A mosaic of full-resolution patches, spread evenly over the picture.
+    """A mosaic of full-resolution patches, spread evenly over the picture, as luma and its edges.
 
-    Patch corners lie on multiples of eight pixels, so that JPEG's block grid keeps its phase. A picture smaller than
-    a row of patches is repeated by reflection.
+    The channels are luma and the square roots of its absolute differences to the right and to the bottom neighbour:
+    noise, block borders, streaks and blur show as plain brightness there. Patch corners lie on multiples of eight
+    pixels, so that JPEG's block grid keeps its phase. A picture smaller than a row of patches is repeated by
+    reflection.
 
     Args:
         pixels_BCHW: B×3×H×W, RGB, 0…1.
         size: Side of the mosaic in pixels, a multiple of the patch side 32.
 
     Returns:
-        B×3×size×size: patch (r, c) of the mosaic is the picture around the same relative place.
+        B×3×size×size, 0…1: patch (r, c) of the mosaic is the picture around the same relative place.
     """
     rows = _mosaic_index(pixels_BCHW.shape[-2], size)
     columns = _mosaic_index(pixels_BCHW.shape[-1], size)
-    return pixels_BCHW[..., rows[:, None], columns[None, :]]
+    below = (rows + 1).clamp(max=pixels_BCHW.shape[-2] - 1)
+    right = (columns + 1).clamp(max=pixels_BCHW.shape[-1] - 1)
+    luma = (pixels_BCHW * pixels_BCHW.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    here = luma[..., rows[:, None], columns[None, :]]
+    dx = (luma[..., rows[:, None], right[None, :]] - here).abs().sqrt()
+    dy = (luma[..., below[:, None], columns[None, :]] - here).abs().sqrt()
+    return torch.cat([here, dx, dy], dim=1)
 
 
 def _mosaic_index(length: int, size: int) -> Tensor:

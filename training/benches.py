@@ -1,0 +1,56 @@
+"""The benchmark pictures: pairs of (low-quality, ground truth), H×W×3 uint8 RGB, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from training.pool import Bytes, read_folder
+from vlmir.degradations import LABELS, degrade
+
+__all__ = ["BENCHES", "Pair", "held_out_labels"]
+
+Pair = tuple[Bytes, Bytes]
+
+SIGMA = 50
+
+
+def noisy_file(folder: Path) -> Iterator[Pair]:
+    """CBSD68 with Gaussian noise σ = 50, clipped and stored as uint8 (protocol `file`), seed = picture number."""
+    for seed, gt in enumerate(read_folder(folder / "noisy_cbsd68" / "gt")):
+        noise = np.random.default_rng(seed).normal(0, SIGMA, gt.shape)
+        yield np.clip(np.round(gt + noise), 0, 255).astype(np.uint8), gt
+
+
+def paired(name: str) -> Callable[[Path], Iterator[Pair]]:
+    """A bench that is stored as pairs, ``<name>/{lq,gt}``."""
+
+    def pairs(folder: Path) -> Iterator[Pair]:
+        for side in zip(read_folder(folder / name / "lq"), read_folder(folder / name / "gt"), strict=True):
+            yield side
+
+    return pairs
+
+
+BENCHES: Mapping[str, Callable[[Path], Iterator[Pair]]] = MappingProxyType(
+    {
+        "CBSD68 σ=50": noisy_file,
+        "SOTS-indoor": paired("hazy_sots_indoor"),
+        "Rain100H": paired("rainy_rain100h"),
+        "RainDrop": paired("raindrop"),
+    }
+)
+"""Name → its pairs, read from the folder of benchmarks."""
+
+
+def held_out_labels(folder: Path) -> Iterator[tuple[str, Bytes]]:
+    """(label, picture): each CBSD68 photo, never trained on, with every label at a random strength."""
+    for number, gt in enumerate(read_folder(folder / "noisy_cbsd68" / "gt")):
+        rng = np.random.default_rng(number)
+        for label in LABELS:
+            strength = float(rng.uniform(0.2, 1))
+            lq = degrade(gt.astype(np.float32) / 255, label, seed=number, strength=strength)
+            yield label, np.round(lq * 255).astype(np.uint8)

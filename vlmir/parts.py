@@ -1,0 +1,144 @@
+"""The three parts of a bundle as networks: packed into files, and built from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlmir.bundle import FORMAT, PARTS, Bundle, digest_of
+from vlmir.config import Preset
+from vlmir.daclip import load_strictly
+from vlmir.errors import BundleError
+from vlmir.nn import UNet
+from vlmir.vlm.captioner import BlipCaptioner, build_blip
+from vlmir.vlm.clip import DegradationCLIP, build_clip, lora_tensors, merge_lora
+from vlmir.vlm.embedder import ClipEmbedder
+from vlmir.vlm.tokenizer import CaptionTokenizer
+
+__all__ = ["build_captioner", "build_embedder", "build_unet", "save_bundle"]
+
+MODEL = "model.safetensors"
+_TIED = r"^text_decoder\.cls\.predictions\.(decoder\.(weight|bias))$"
+"""BLIP's output layer: the same tensors as its word embeddings and its bias, stored once."""
+
+
+def build_captioner(bundle: Bundle) -> BlipCaptioner:
+    """The captioner of a bundle.
+
+    Raises:
+        BundleError: Its files do not fit the preset.
+    """
+    tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
+    with _no_init():
+        blip = build_blip(bundle.preset.captioner, tokenizer.vocab_size)
+    load_strictly(blip, _read(bundle.file("captioner", MODEL)), may_miss=_TIED)
+    blip.tie_weights()
+    return BlipCaptioner(bundle.preset.captioner, blip, tokenizer)
+
+
+def build_embedder(bundle: Bundle) -> ClipEmbedder:
+    """The embedder of a bundle, its LoRA updates merged.
+
+    Raises:
+        BundleError: Its files do not fit the preset.
+    """
+    preset = bundle.preset
+    state = _read(bundle.file("embedder", MODEL))
+    lora = {n.removeprefix("lora."): state.pop(n) for n in list(state) if n.startswith("lora.")}
+    clip = build_clip(preset.embedder.clip)
+    load_strictly(clip, {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")})
+    network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
+    load_strictly(network, state, may_miss=r"^caption_encoder\.")
+    merge_lora(network, lora)
+    tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
+    return ClipEmbedder(network, tokenizer, preset.labels)
+
+
+def build_unet(bundle: Bundle) -> UNet:
+    """The restoring network of a bundle, in evaluation mode.
+
+    Raises:
+        BundleError: Its file does not fit the preset.
+    """
+    unet = UNet(bundle.preset.sampler.unet)
+    load_strictly(unet, _read(bundle.file("sampler", MODEL)))
+    return unet.eval().to(memory_format=torch.channels_last)
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    preset: Preset,
+    release: str,
+    blip: nn.Module,
+    tokenizer: Path,
+    embedder: DegradationCLIP,
+    unet: UNet,
+    metrics: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a bundle into ``folder``.
+
+    Args:
+        folder: Where to; created.
+        preset: The architecture of all parts.
+        release: Name and version of the weights.
+        blip: The captioner's network.
+        tokenizer: The captioner's and embedder's ``tokenizer.json``.
+        embedder: The embedder's network, with its LoRA layers.
+        unet: The restoring network, holding the weights to ship.
+        metrics: What was measured.
+        dtype: Precision of the stored weights.
+    """
+    own = {n: t for n, t in embedder.state_dict().items() if not n.startswith("caption_encoder.")}
+    own |= {f"lora.{name}": tensor for name, tensor in lora_tensors(embedder).items()}
+    _write(folder / "captioner" / MODEL, _untied(blip.state_dict()), dtype)
+    (folder / "captioner" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    _write(folder / "embedder" / MODEL, own, dtype)
+    _write(folder / "sampler" / MODEL, unet.state_dict(), dtype)
+    data = {
+        "format": FORMAT,
+        "release": release,
+        "preset": preset.to_dict(),
+        "digests": {part: digest_of(folder, part) for part in PARTS},
+        "metrics": metrics,
+    }
+    text = json.dumps(data, indent=2) + "\n"
+    (folder / "bundle.json").write_text(text, encoding="utf-8")
+
+
+def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    import re
+
+    return {name: tensor for name, tensor in state.items() if not re.search(_TIED, name)}
+
+
+def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = {
+        name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in state.items()
+    }
+    save_file(packed, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, floating-point ones as float32."""
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise BundleError(f"{path} is no safetensors file: {error}.") from error
+    return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def _no_init() -> Any:
+    """Skip random initialisation of weights that are loaded a moment later."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()

@@ -1,0 +1,360 @@
+"""The river: decode, caption, embed, sample. One orchestration over three narrow interfaces.
+
+The library, the embedded server and the cluster run this same code with different stages plugged in. It computes
+nothing itself and imports no PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmir.errors import ImageError, OptionError, UnavailableError
+from vlmir.image import Image, Limits, decode
+from vlmir.options import SAMPLE_STEPS, RestoreOptions
+from vlmir.report import Inspection, Progress, Report, Restoration
+
+if TYPE_CHECKING:
+    from vlmir.bundle import Bundle
+    from vlmir.image.tiles import TilePlan
+    from vlmir.sampling import Conditions, Plan, SampleStep
+    from vlmir.vlm.embedder import ImageEmbedding
+
+__all__ = [
+    "Captioner",
+    "Embedder",
+    "Inspection",
+    "Progress",
+    "Report",
+    "Restoration",
+    "RestoreOptions",
+    "Restorer",
+    "Sampler",
+    "Source",
+]
+
+Pixels = npt.NDArray[np.float32]
+Source = bytes | Path | Image | npt.NDArray[Any]
+"""A picture: an encoded file's bytes, its path, a decoded image, or an array of 8- or 16-bit samples."""
+
+CLEAN = "clean"
+SURE_CLEAN = 0.9
+"""From this probability of ``clean`` on a picture is left untouched …"""
+MAYBE_CLEAN = 0.5
+"""… and up to this one it is restored in full; between, in part."""
+
+
+class Captioner(Protocol):
+    """Says what a picture shows."""
+
+    def caption(self, pixels_HWC: Pixels) -> str:
+        """H×W×3, 0…1 → one sentence."""
+
+
+class Embedder(Protocol):
+    """Turns pictures, captions and labels into conditions."""
+
+    labels: tuple[str, ...]
+
+    def embed_image(self, pixels_HWC: Pixels) -> ImageEmbedding:
+        """H×W×3, 0…1 → content, damage and label probabilities."""
+
+    def embed_captions(self, captions: Sequence[str]) -> Any:
+        """B captions → f_T, B×D."""
+
+    def embed_label(self, label: str) -> Any:
+        """A label → its typical f_D, D."""
+
+
+class Sampler(Protocol):
+    """Restores pixels under conditions."""
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """Names of the solvers."""
+
+    def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
+        """How a picture is cut."""
+
+    def sample(
+        self,
+        pictures: Sequence[Pixels],
+        conditions: Sequence[Conditions],
+        seeds: Sequence[int],
+        plan: Plan,
+    ) -> Generator[SampleStep, None, list[Pixels]]:
+        """Restore B pictures of one size."""
+
+
+@dataclass
+class _Clock:
+    """Milliseconds of each stage."""
+
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(stage, time.perf_counter() - began)
+
+    def _add(self, stage: str, seconds: float) -> None:
+        spent = self.milliseconds.get(stage, 0.0) + seconds * 1000
+        self.milliseconds[stage] = round(spent, 3)
+
+
+class Restorer:
+    """Restores pictures. Safe to share between threads: it keeps no state between calls."""
+
+    def __init__(
+        self,
+        *,
+        captioner: Captioner,
+        embedder: Embedder,
+        sampler: Sampler,
+        release: str,
+        digests: dict[str, str],
+        solver: str,
+        steps: int,
+        device: str = "cpu",
+        limits: Limits | None = None,
+    ) -> None:
+        """Join three stages.
+
+        Args:
+            captioner: Says what a picture shows.
+            embedder: Conditions.
+            sampler: The restoring model.
+            release: Name and version of the weights.
+            digests: Part → sha256.
+            solver: Solver where none is asked for.
+            steps: Network evaluations where neither steps nor realism are asked for.
+            device: Where the networks run.
+            limits: What pictures are accepted; None: the library's.
+        """
+        self._captioner, self._embedder, self._sampler = captioner, embedder, sampler
+        self.release, self.digests, self.device = release, digests, device
+        self.limits = limits or Limits()
+        self.labels, self.solvers = embedder.labels, sampler.solvers
+        self._solver, self._steps = solver, steps
+
+    @classmethod
+    def load(cls, bundle: str | Path = "tiny") -> Restorer:
+        """A restorer with all stages in this process.
+
+        Args:
+            bundle: Name of a shipped bundle, or the path of a bundle folder.
+
+        Raises:
+            BundleError: There is none, or it is damaged.
+        """
+        from vlmir.bundle import load_bundle
+
+        return cls.from_bundle(load_bundle(bundle))
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Restorer:
+        """A restorer with all stages of an opened bundle in this process."""
+        from vlmir.parts import build_captioner, build_embedder, build_unet
+        from vlmir.sampling import DiffusionSampler
+
+        config = bundle.preset.sampler
+        return cls(
+            captioner=build_captioner(bundle),
+            embedder=build_embedder(bundle),
+            sampler=DiffusionSampler(build_unet(bundle), config),
+            release=bundle.release,
+            digests=bundle.digests,
+            solver=config.solver,
+            steps=config.steps,
+        )
+
+    def restore(self, image: Source, options: RestoreOptions | None = None) -> Restoration:
+        """Restore one picture.
+
+        Raises:
+            ImageError: The picture cannot be read.
+            LimitError: It is too big.
+            OptionError: An option is impossible.
+        """
+        stream = self.stream(image, options)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as end:
+                restoration: Restoration = end.value
+                return restoration
+
+    def stream(
+        self, image: Source, options: RestoreOptions | None = None, *, previews: bool = False
+    ) -> Generator[Progress, None, Restoration]:
+        """Restore one picture step by step; closing the generator cancels.
+
+        Args:
+            image: The picture.
+            options: Choices; None: the defaults.
+            previews: Whether each progress carries a preview.
+
+        Yields:
+            A :class:`Progress` after each network evaluation.
+
+        Returns:
+            The restoration.
+
+        Raises:
+            ImageError: The picture cannot be read.
+            LimitError: It is too big.
+            OptionError: An option is impossible.
+        """
+        from vlmir.sampling import Conditions
+
+        options = options or RestoreOptions()
+        plan = self._plan(options)
+        clock, warnings = _Clock(), list[str]()
+        with clock("decode"):
+            source = self._open(image)
+        caption = self._caption(source, options, clock, warnings)
+        with clock("embed"):
+            seen = self._embedder.embed_image(source.pixels)
+            f_T = self._embedder.embed_captions([caption])[0] if caption else None
+            label, f_D = _most_likely(seen.degradations), seen.f_D
+            if options.degradation is not None:
+                label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
+        share = options.strength * (1.0 if options.degradation else _damaged(seen.degradations))
+        tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
+        restored, steps = source.pixels, 0
+        if share > 0:
+            steps = plan.steps
+            run = self._sampler.sample(
+                [source.pixels], [Conditions(f_T, seen.f_I, f_D)], [options.seed], plan
+            )
+            sampled = yield from _relay(run, plan.steps, previews, clock)
+            restored = source.pixels + np.float32(share) * (sampled - source.pixels)
+        elif options.strength > 0:
+            warnings.append("The picture looks undamaged and was left as it is; name a degradation to restore it.")
+        if source.grey:
+            restored = np.repeat(restored.mean(axis=2, keepdims=True), 3, axis=2)
+        report = Report(
+            caption=caption,
+            degradations=seen.degradations,
+            degradation=label,
+            release=self.release,
+            digests=self.digests,
+            seed=options.seed,
+            solver=plan.solver,
+            steps=steps,
+            realism=plan.realism,
+            strength=share,
+            width=source.width,
+            height=source.height,
+            tiles=len(tiles.windows),
+            tile_size=max(tiles.windows[0].height, tiles.windows[0].width),
+            milliseconds=clock.milliseconds,
+            warnings=tuple(warnings),
+        )
+        return Restoration(image=source.with_pixels(restored), report=report, options=options)
+
+    def inspect(self, image: Source) -> Inspection:
+        """Say what a picture shows and what is wrong with it, without restoring it.
+
+        Raises:
+            ImageError: The picture cannot be read.
+            LimitError: It is too big.
+        """
+        clock = _Clock()
+        with clock("decode"):
+            source = self._open(image)
+        with clock("caption"):
+            caption = self._captioner.caption(source.pixels)
+        with clock("embed"):
+            degradations = self._embedder.embed_image(source.pixels).degradations
+        return Inspection(
+            caption=caption,
+            degradations=degradations,
+            degradation=_most_likely(degradations),
+            width=source.width,
+            height=source.height,
+            milliseconds=clock.milliseconds,
+        )
+
+    def _plan(self, options: RestoreOptions) -> Plan:
+        """The choices made explicit, or an :class:`OptionError` before any work is done."""
+        from vlmir.sampling import Plan
+
+        solver = options.solver or self._solver
+        if solver not in self.solvers:
+            raise OptionError(f"Unknown solver {solver!r}; choose from {', '.join(self.solvers)}.")
+        if options.degradation is not None and options.degradation not in self.labels:
+            known = ", ".join(self.labels)
+            raise OptionError(f"Unknown degradation {options.degradation!r}; choose from {known}.")
+        default = SAMPLE_STEPS if options.realism else self._steps
+        steps = default if options.steps is None else options.steps
+        realism = float(steps > 1) if options.realism is None else options.realism
+        return Plan(steps=steps, solver=solver, realism=realism, tile=options.tile)
+
+    def _open(self, image: Source) -> Image:
+        """The picture decoded, its limits checked first."""
+        if isinstance(image, Image):
+            return image
+        if isinstance(image, np.ndarray):
+            return Image.from_levels(image)
+        if isinstance(image, Path):
+            try:
+                with image.open("rb") as file:
+                    image = file.read(self.limits.max_bytes + 1)
+            except OSError as error:
+                raise ImageError(f"{image} cannot be read: {error.strerror}.") from error
+        return decode(image, self.limits)
+
+    def _caption(
+        self, source: Image, options: RestoreOptions, clock: _Clock, warnings: list[str]
+    ) -> str:
+        """The user's caption, the captioner's, or none with a warning where the captioner is out of reach."""
+        if not options.use_caption:
+            return ""
+        if options.caption is not None:
+            return options.caption
+        with clock("caption"):
+            try:
+                return self._captioner.caption(source.pixels)
+            except UnavailableError as error:
+                warnings.append(f"Restored without a caption: {error}")
+                return ""
+
+
+def _relay(
+    run: Generator[SampleStep, None, list[Pixels]], steps: int, previews: bool, clock: _Clock
+) -> Generator[Progress, None, Pixels]:
+    """Pass progress on, timing only the sampler's own work."""
+    try:
+        while True:
+            with clock("sample"):
+                try:
+                    done = next(run)
+                except StopIteration as end:
+                    return np.asarray(end.value[0])
+            preview = None
+            if previews:
+                preview = done.x0[0].clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
+            yield Progress(step=done.step, steps=steps, preview=preview)
+    finally:
+        run.close()
+
+
+def _most_likely(degradations: dict[str, float]) -> str:
+    return max(degradations, key=lambda label: degradations[label])
+
+
+def _damaged(degradations: dict[str, float]) -> float:
+    """Share of the correction to apply: 1 for a damaged picture, 0 for one that is surely clean."""
+    clean = degradations.get(CLEAN, 0.0)
+    return float(np.clip((SURE_CLEAN - clean) / (SURE_CLEAN - MAYBE_CLEAN), 0, 1))
