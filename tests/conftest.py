@@ -14,3 +14,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a very small architecture with random weights."""
+    from tests.small import small_bundle
+
+    return small_bundle(tmp_path_factory.mktemp("small"))

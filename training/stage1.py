@@ -29,7 +29,7 @@ from vlmir.vlm.clip import DegradationCLIP
 __all__ = ["main", "train"]
 
 ALPHA = 0.5
-BATCH = 128
+BATCH = 48
 LEARNING_RATE = 6e-4
 """The paper's 3e-5 is for 300 epochs from LAION weights; ``tiny`` makes two orders of magnitude fewer steps."""
 

@@ -72,7 +72,9 @@ class DiffusionSampler:
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
         """The windows of a picture; one window where it fits, or with ``tile=0``."""
         side = self.config.tile if tile is None else tile or max(height, width)
-        return plan_tiles(height, width, tile=side, overlap=min(self.config.overlap, side // 4))
+        align = min(self.unet.multiple, side)
+        overlap = min(self.config.overlap, max(0, side // 2 - align))
+        return plan_tiles(height, width, tile=side, overlap=overlap, align=align)
 
     def sample(
         self,

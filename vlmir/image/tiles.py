@@ -41,7 +41,7 @@ class TilePlan:
     height: int
     width: int
     windows: tuple[Window, ...]
-    """Row-major; all of one size."""
+    """Row-major; all of one size, but for the last of a row or column where starts are aligned."""
 
     row_profiles: tuple[npt.NDArray[np.float64], ...]
     """For each row of windows its weight along the height, float64."""
@@ -85,7 +85,7 @@ class TilePlan:
         return canvas
 
 
-def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> TilePlan:
+def plan_tiles(height: int, width: int, *, tile: int, overlap: int, align: int = 1) -> TilePlan:
     """Cover a picture with square windows.
 
     Windows are spread evenly: the first and last touch the borders, neighbours share at least
@@ -96,58 +96,64 @@ def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> TilePlan:
         height: Rows of the picture, at least 1.
         width: Columns of the picture, at least 1.
         tile: Side of a window, pixels, at least 1.
-        overlap: Least number of pixels that neighbours share, 0 … tile - 1.
+        overlap: Least number of pixels that neighbours share, 0 … tile - align.
+        align: Windows start at multiples of this many pixels, so that a network that halves its
+            resolution sees the same grid in each; the last of a row or column is then up to
+            align - 1 longer.
 
     Raises:
         OptionError: An argument is out of range.
     """
     if height < 1 or width < 1:
         raise OptionError(f"A picture of {height}×{width} cannot be tiled.")
-    if tile < 1 or not 0 <= overlap < tile:
+    if align < 1 or not 0 <= overlap <= tile - align:
         raise OptionError(
-            f"Tile must be at least 1 and overlap from 0 to tile - 1, not {tile} and {overlap}."
+            f"Tile and align must be at least 1 and overlap from 0 to tile - align, not {tile}, "
+            f"{align} and {overlap}."
         )
-    rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
-    window_height, window_width = min(tile, height), min(tile, width)
+    rows = _spans(height, tile, overlap, align)
+    columns = _spans(width, tile, overlap, align)
     return TilePlan(
         height=height,
         width=width,
         windows=tuple(
-            Window(top=top, left=left, height=window_height, width=window_width)
-            for top in rows
-            for left in columns
+            Window(top=row.start, left=column.start, height=len(row), width=len(column))
+            for row in rows
+            for column in columns
         ),
-        row_profiles=_profiles(rows, window_height, height),
-        column_profiles=_profiles(columns, window_width, width),
+        row_profiles=_profiles(rows, height),
+        column_profiles=_profiles(columns, width),
     )
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
+def _spans(size: int, tile: int, overlap: int, align: int) -> list[range]:
+    """The windows along one axis."""
     if size <= tile:
-        return [0]
-    steps = -(-(size - tile) // (tile - overlap))
-    return [step * (size - tile) // steps for step in range(steps + 1)]
+        return [range(size)]
+    steps = -(-(size - tile) // (tile - overlap - align + 1))  # rounding down costs align - 1
+    starts = [step * (size - tile) // steps // align * align for step in range(steps + 1)]
+    return [range(start, start + tile) for start in starts[:-1]] + [range(starts[-1], size)]
 
 
-def _profiles(starts: list[int], length: int, size: int) -> tuple[npt.NDArray[np.float64], ...]:
-    """Weights along one axis, one profile per start; overlaid they sum to 1."""
+def _profiles(spans: list[range], size: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Weights along one axis, one profile per span; overlaid they sum to 1."""
     profiles = []
-    for index, start in enumerate(starts):
-        profile = np.ones(length)
+    for index, span in enumerate(spans):
+        profile = np.ones(len(span))
         if index > 0:
-            shared = starts[index - 1] + length - start
+            shared = spans[index - 1].stop - span.start
             profile[:shared] *= _rise(shared)
-        if index + 1 < len(starts):
-            shared = start + length - starts[index + 1]
-            profile[length - shared :] *= _rise(shared)[::-1]
+        if index + 1 < len(spans):
+            shared = span.stop - spans[index + 1].start
+            profile[len(span) - shared :] *= _rise(shared)[::-1]
         profiles.append(profile)
     # With more than two windows over a pixel the cross-fades alone do not sum to 1.
     total = np.zeros(size)
-    for start, profile in zip(starts, profiles, strict=True):
-        total[start : start + length] += profile
+    for span, profile in zip(spans, profiles, strict=True):
+        total[span.start : span.stop] += profile
     return tuple(
-        profile / total[start : start + length]
-        for start, profile in zip(starts, profiles, strict=True)
+        profile / total[span.start : span.stop]
+        for span, profile in zip(spans, profiles, strict=True)
     )
 
 

@@ -91,3 +91,19 @@ def test_bad_patches_are_refused() -> None:
         plan.blend([good])
     with pytest.raises(InputError, match="Patch 1"):
         plan.blend([good, good[:, :1]])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([2, 8, 16]), st.integers(0, 32))
+def test_aligned_windows_start_on_the_grid_and_cover(
+    height: int, width: int, align: int, overlap: int
+) -> None:
+    plan = plan_tiles(height, width, tile=64, overlap=overlap, align=align)
+    total = np.zeros((height, width), np.float32)
+    for index, window in enumerate(plan.windows):
+        assert window.top % align == 0 and window.left % align == 0
+        assert max(window.height, window.width) < 64 + align
+        total[window.slices] += plan.weight(index)
+    assert np.abs(total - 1).max() < 1e-6
+    for axis in ("top", "left"):
+        ordered = sorted({getattr(w, axis) for w in plan.windows})
+        assert all(b - a <= 64 - overlap for a, b in pairwise(ordered))

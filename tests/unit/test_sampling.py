@@ -1,0 +1,110 @@
+"""The sampler: batches, tiles, seeds, realism, cancellation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vlmir.bundle import load_bundle
+from vlmir.errors import OptionError, VlmirError
+from vlmir.parts import build_unet
+from vlmir.sampling import Conditions, DiffusionSampler, Plan
+
+NOTHING = Conditions(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def sampler(small_bundle_folder: Path) -> DiffusionSampler:
+    bundle = load_bundle(small_bundle_folder)
+    return DiffusionSampler(build_unet(bundle), bundle.preset.sampler)
+
+
+def plan(**changes: object) -> Plan:
+    chosen = {"steps": 6, "solver": "posterior", "realism": 1.0, "tile": 0} | changes
+    return Plan(**chosen)  # type: ignore[arg-type]
+
+
+def run(sampler: DiffusionSampler, pictures, conditions, seeds, chosen: Plan):  # type: ignore[no-untyped-def]
+    generator = sampler.sample(pictures, conditions, seeds, chosen)
+    steps = []
+    while True:
+        try:
+            steps.append(next(generator).step)
+        except StopIteration as end:
+            assert steps == list(range(1, chosen.steps + 1))
+            return end.value
+
+
+def pictures(count: int, height: int = 40, width: int = 56) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.random((height, width, 3), np.float32) for _ in range(count)]
+
+
+@pytest.mark.parametrize("solver", ["posterior", "ddim", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_alone_or_in_a_batch_of_four_the_pixels_are_the_same(
+    sampler: DiffusionSampler, solver: str
+) -> None:
+    lq = pictures(4)
+    f = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    conditions = [Conditions(f[0], f[1], f[2]), NOTHING, Conditions(None, f[3], f[0]), NOTHING]
+    chosen = plan(solver=solver)
+    together = run(sampler, lq, conditions, [5, 6, 7, 8], chosen)
+    for i in range(4):
+        alone = run(sampler, [lq[i]], [conditions[i]], [5 + i], chosen)[0]
+        assert np.abs(alone - together[i]).max() < 1e-4
+
+
+def test_the_seed_decides(sampler: DiffusionSampler) -> None:
+    lq = pictures(1)
+    first, again, other = (
+        run(sampler, lq, [NOTHING], [seed], plan())[0] for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_tiles_agree_with_the_whole(sampler: DiffusionSampler) -> None:
+    lq = pictures(1, 150, 170)
+    whole, tiled = (run(sampler, lq, [NOTHING], [3], plan(tile=tile))[0] for tile in (0, 96))
+    assert len(sampler.tile_plan(150, 170, 96).windows) > 4
+    assert -10 * np.log10(np.mean((whole - tiled) ** 2)) > 45
+
+
+def test_realism_is_a_line_from_the_mean_to_a_sample(sampler: DiffusionSampler) -> None:
+    lq = pictures(1)
+    mean, half, sample = (
+        run(sampler, lq, [NOTHING], [1], plan(realism=realism))[0] for realism in (0, 0.5, 1)
+    )
+    one_step = run(sampler, lq, [NOTHING], [1], plan(steps=1))[0]
+    assert np.array_equal(mean, one_step)
+    inside = (half > 0) & (half < 1) & (mean > 0) & (mean < 1) & (sample > 0) & (sample < 1)
+    assert np.abs(half - (mean + sample) / 2)[inside].max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 2)])
+def test_odd_sizes(sampler: DiffusionSampler, size: tuple[int, int]) -> None:
+    restored = run(sampler, pictures(1, *size), [NOTHING], [0], plan(steps=2, tile=None))[0]
+    assert restored.shape == (*size, 3)
+
+
+def test_bad_steps_and_solver(sampler: DiffusionSampler) -> None:
+    for change in ({"steps": 101}, {"solver": "magic"}):
+        with pytest.raises(OptionError):
+            next(sampler.sample(pictures(1), [NOTHING], [0], plan(**change)))
+
+
+def test_weights_gone_wrong_are_said_not_shown(sampler: DiffusionSampler) -> None:
+    bias = sampler.unet.head.bias
+    assert bias is not None
+    with torch.no_grad():
+        kept = bias.clone()
+        bias.fill_(float("nan"))
+    try:
+        with pytest.raises(VlmirError, match="no numbers"):
+            run(sampler, pictures(1), [NOTHING], [0], plan(steps=1))
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)

@@ -1,0 +1,160 @@
+"""The training loops on a small network and synthetic photos: they learn, and they resume exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.small import CAPTIONS, small_preset
+from training.conditions import embed_pool, no_conditions
+from training.crops import CropLoader
+from training.export import export
+from training.loop import cosine_rate, load_checkpoint, save_checkpoint
+from training.pool import Pool, build_pool, transplant
+from training.pretrain import train_blip, train_clip
+from training.captioned import CaptionedPhotos
+from training.stage1 import train as train_stage1
+from training.stage2 import train as train_stage2
+from training.views import load_pretrained, prepare_stage1
+from vlmir.bundle import load_bundle
+from vlmir.degradations import LABELS
+from vlmir.vlm.clip import DegradationCLIP
+from vlmir.vlm.embedder import ClipEmbedder
+from vlmir.vlm.tokenizer import CaptionTokenizer
+
+PRESET = small_preset()
+
+
+def scene(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
+    """A synthetic photo: smooth colour with a few shapes."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(40, 220, (4, 5, 3), np.uint8)
+    picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(4):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        cv2.circle(picture, centre, int(rng.integers(4, 15)), rng.integers(0, 255, 3).tolist(), -1)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    gt = scene(9)
+    lq = np.clip(gt.astype(np.int16) + 40, 0, 255).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("pool")
+    return build_pool(folder, [scene(i) for i in range(2)], [("rainy", lq, gt)])
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "images").mkdir()
+    names = [f"{i}.png" for i in range(8)]
+    for i, name in enumerate(names):
+        cv2.imwrite(str(folder / "images" / name), scene(i, 64, 64))
+    captions = {name: CAPTIONS for name in names}
+    (folder / "captions.json").write_text(json.dumps(captions))
+    split = {"train": names[:5], "val": names[5:6], "test": names[6:]}
+    (folder / "split.json").write_text(json.dumps(split))
+    return folder
+
+
+def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
+    assert {entry.label for entry in pool.entries} == set(LABELS)
+    pairs = [i for i, entry in enumerate(pool.entries) if entry.photo == 2]
+    assert pairs and np.array_equal(pool.gt(pairs[0]), scene(9))
+    clean = next(i for i, entry in enumerate(pool.entries) if entry.label == "clean")
+    assert np.array_equal(pool.lq(clean), pool.gt(clean))
+
+
+def test_a_pool_is_built_once_and_the_same(pool: Pool, tmp_path: Path) -> None:
+    assert len(build_pool(pool.folder, [], [])) == len(pool)
+    gt = scene(9)
+    lq = np.clip(gt.astype(np.int16) + 40, 0, 255).astype(np.uint8)
+    again = build_pool(tmp_path / "again", [scene(i) for i in range(2)], [("rainy", lq, gt)])
+    assert all(np.array_equal(again.lq(i), pool.lq(i)) for i in range(len(pool)))
+
+
+def test_transplanted_rain_only_adds_the_pairs_streaks() -> None:
+    rng = np.random.default_rng(0)
+    streaks = rng.integers(0, 60, (50, 70, 3)).astype(np.int16)
+    photo = np.full((90, 60, 3), 100, np.uint8)
+    rainy = transplant(photo, streaks, rng)
+    assert rainy.shape == photo.shape
+    assert rainy.min() >= 100 and rainy.max() <= 160 and rainy.std() > 0
+
+
+def test_batches_depend_on_the_step_alone(pool: Pool) -> None:
+    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0)
+    first, again, other = loader(3, 4, 32), loader(3, 4, 32), loader(4, 4, 32)
+    assert torch.equal(first.lq, again.lq) and torch.equal(first.withheld, again.withheld)
+    assert not torch.equal(first.lq, other.lq)
+    assert first.lq.shape == first.gt.shape == (4, 3, 32, 32)
+    blind = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0, blind=True)
+    assert blind(0, 4, 32).withheld.all()
+
+
+def stage2(pool: Pool, out: Path, steps: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0, blind=True)
+    train_stage2(PRESET, loader, out, steps=steps, batch=2, size=32, compiled=False)
+    state = load_checkpoint(out / "sampler.pt")
+    assert state is not None and state["step"] == steps
+    return dict(state["model"])
+
+
+def test_stage2_resumes_to_the_last_bit(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.stage2.cosine_rate", lambda step, **_: 1e-3)
+    whole = stage2(pool, tmp_path / "whole", 6)
+    stage2(pool, tmp_path / "parts", 3)
+    resumed = stage2(pool, tmp_path / "parts", 6)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_all_stages_from_photos_to_a_bundle(
+    pool: Pool, captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pretrain", "stage1"):
+        monkeypatch.setattr(f"training.{module}.BATCH", 4)
+    monkeypatch.setattr("training.views.PER_LABEL", 2)
+    torch.manual_seed(0)
+    photos = CaptionedPhotos(captioned)
+    pretrained, one, two = (tmp_path / name for name in ("pretrain", "stage1", "stage2"))
+    tokenizer = CaptionTokenizer.train(CAPTIONS, 200, pretrained / "tokenizer.json")
+    train_clip(PRESET, photos, tokenizer, pretrained, 2)
+    train_blip(PRESET, photos, tokenizer, pretrained, 2)
+    parts = load_pretrained(PRESET, pretrained)
+    network = DegradationCLIP(PRESET.embedder, len(LABELS), parts.clip)
+    network.set_labels(tokenizer(LABELS, 12))
+    data = prepare_stage1(PRESET, parts, pool, captioned, one / "data.pt")
+    train_stage1(network, data, one, 2)
+    embedder = ClipEmbedder(network, tokenizer, LABELS)
+    conditions = embed_pool(pool, parts.captioner, embedder, one / "pool.safetensors")
+    assert conditions.f_T.shape == (len(pool), 32)
+    loader = CropLoader(pool, conditions, LABELS, seed=0)
+    train_stage2(PRESET, loader, two, steps=2, batch=2, size=32, compiled=False)
+    monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
+    folders = {"pretrained": pretrained, "stage1": one, "stage2": two}
+    export(tmp_path / "bundle", **folders, release="test-1", metrics={})
+    assert load_bundle(tmp_path / "bundle").release == "test-1"
+
+
+def test_checkpoints_are_atomic_and_plain(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "state.pt"
+    assert load_checkpoint(file) is None
+    save_checkpoint(file, {"step": 3, "w": torch.ones(2)})
+    state = load_checkpoint(file)
+    assert state is not None and state["step"] == 3
+    assert [path.name for path in file.parent.iterdir()] == ["state.pt"]
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    rates = [cosine_rate(step, total=100, warmup=10, peak=1.0) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
