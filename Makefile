@@ -43,8 +43,8 @@ format: $(READY) ## Format the code
 protos: $(READY) ## Generate vlmir/v1 from protos/
 	$(BIN)/python protos/generate.py
 
-bench: $(READY) ## Measure the numbers of the README
-	$(BIN)/python -m training.evaluate
+bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ and captioned/
+	$(BIN)/python -m training.evaluate --data $(DATA)
 
 clean: ## Remove .venv, caches and out/
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

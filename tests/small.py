@@ -40,7 +40,13 @@ def small_preset() -> Preset:
             "embedder": {
                 "clip": {
                     "embed_dim": 32,
-                    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+                    "vision_cfg": {
+                        "image_size": 64,
+                        "patch_size": 16,
+                        "width": 32,
+                        "layers": 2,
+                        "head_width": 16,
+                    },
                     "text_cfg": {
                         "context_length": 12,
                         "vocab_size": 200,

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.pool import Bytes, read_folder
-from vlmir.degradations import LABELS, degrade
+from training.pool import Bytes, degrade_bytes, read_folder
+from vlmir.degradations import LABELS
 
 __all__ = ["BENCHES", "Pair", "held_out_labels"]
 
@@ -29,8 +29,8 @@ def paired(name: str) -> Callable[[Path], Iterator[Pair]]:
     """A bench that is stored as pairs, ``<name>/{lq,gt}``."""
 
     def pairs(folder: Path) -> Iterator[Pair]:
-        for side in zip(read_folder(folder / name / "lq"), read_folder(folder / name / "gt"), strict=True):
-            yield side
+        lq, gt = (read_folder(folder / name / side) for side in ("lq", "gt"))
+        yield from zip(lq, gt, strict=True)
 
     return pairs
 
@@ -52,5 +52,4 @@ def held_out_labels(folder: Path) -> Iterator[tuple[str, Bytes]]:
         rng = np.random.default_rng(number)
         for label in LABELS:
             strength = float(rng.uniform(0.2, 1))
-            lq = degrade(gt.astype(np.float32) / 255, label, seed=number, strength=strength)
-            yield label, np.round(lq * 255).astype(np.uint8)
+            yield label, degrade_bytes(gt, label, seed=number, strength=strength)

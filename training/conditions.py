@@ -39,7 +39,9 @@ def no_conditions(pool: Pool, preset: Preset) -> PoolConditions:
     return PoolConditions(nothing, nothing, nothing, torch.zeros(len(preset.labels), D))
 
 
-def embed_pool(pool: Pool, captioner: BlipCaptioner, embedder: ClipEmbedder, file: Path) -> PoolConditions:
+def embed_pool(
+    pool: Pool, captioner: BlipCaptioner, embedder: ClipEmbedder, file: Path
+) -> PoolConditions:
     """Caption and embed every degraded picture of the pool; an existing ``file`` is read instead."""
     if file.is_file():
         return PoolConditions(**load_file(file))

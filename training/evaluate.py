@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ import torch
 from training.benches import BENCHES, held_out_labels
 from training.captioned import CaptionedPhotos
 from training.language import best_constant_bleu, caption_bleu, retrieval_recall
-from training.pool import Bytes
+from training.speed import measure_speed
+from training.table import markdown
 from vlmir.bundle import load_bundle
-from vlmir.image.color import to_levels
+from vlmir.image.color import to_float, to_levels
 from vlmir.metrics import Fidelity, fidelity
 from vlmir.options import RestoreOptions
-from vlmir.parts import build_captioner, build_embedder
+from vlmir.parts import build_captioner, build_embedder, build_unet
 from vlmir.pipeline import Restorer
+from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
 __all__ = ["main", "measure_bench", "measure_consistency", "measure_labels", "measure_language"]
 
@@ -73,11 +77,11 @@ def measure_language(bundle: str, captioned: Path) -> dict[str, float]:
     }
 
 
-def measure_consistency(restorer: Restorer, folder: Path) -> dict[str, float]:
-    """Tiled against untiled (512², σ = 50), and what is left of clean photos, in dB of PSNR."""
+def measure_consistency(restorer: Restorer, folder: Path, bundle: str) -> dict[str, float]:
+    """One against four in a batch, tiled against untiled (512², σ = 50), and what is left of clean photos (dB)."""
     from skimage.data import astronaut
 
-    picture = np.ascontiguousarray(astronaut())
+    picture = np.ascontiguousarray(astronaut())  # type: ignore[no-untyped-call]
     noisy = np.random.default_rng(0).normal(0, 50, picture.shape) + picture
     lq = np.clip(np.round(noisy), 0, 255).astype(np.uint8)
     whole, tiled = (
@@ -85,44 +89,67 @@ def measure_consistency(restorer: Restorer, folder: Path) -> dict[str, float]:
         for tile in (0, 256)
     )
     clean = []
-    for _, gt in islice(BENCHES["CBSD68 σ=50"](folder), None):
+    for _, gt in BENCHES["CBSD68 σ=50"](folder):
         restored = restorer.restore(gt).image.pixels
         clean.append(_psnr(restored, gt.astype(np.float32) / 255))
     return {
+        "batch_difference": batch_difference(bundle, folder),
         "tiled_psnr": _psnr(tiled, whole),
         "clean_psnr_median": float(np.median(clean)),
         "clean_above_40_db": float(np.mean(np.array(clean) >= 40)),
     }
 
 
+def batch_difference(bundle: str, folder: Path) -> float:
+    """Greatest pixel difference between a noisy photo restored alone and in a batch of four, over all solvers."""
+    opened = load_bundle(bundle)
+    sampler = DiffusionSampler(build_unet(opened), opened.preset.sampler)
+    embedder = build_embedder(opened)
+    lq = [to_float(lq)[:320, :320] for lq, _ in islice(BENCHES["CBSD68 σ=50"](folder), 4)]
+    seen = [embedder.embed_image(picture) for picture in lq]
+    conditions = [Conditions(None, one.f_I, one.f_D) for one in seen]
+    worst = 0.0
+    for solver in sampler.solvers:
+        plan = Plan(steps=8, solver=solver, realism=1.0, tile=0)
+        together = finish(sampler.sample(lq, conditions, [0, 1, 2, 3], plan))
+        for i in range(4):
+            alone = finish(sampler.sample([lq[i]], [conditions[i]], [i], plan))[0]
+            worst = max(worst, float(np.abs(alone - together[i]).max()))
+    return worst
+
+
 def _psnr(first: np.ndarray, second: np.ndarray) -> float:
     error = float(np.mean((first - second) ** 2))
-    return min(100.0, -10 * np.log10(max(error, 1e-12)))
+    return -10 * math.log10(max(error, 1e-10))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True, help="folder with bench/ and captioned/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with bench/ and captioned/"
+    )
     parser.add_argument("--bundle", default="tiny", help="name or folder of the weights")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation.json"))
     parser.add_argument("--limit", type=int, help="only the first pictures of each bench")
     parser.add_argument(
-        "--only", choices=("bench", "labels", "language", "consistency"), action="append"
+        "--only", choices=("bench", "labels", "language", "consistency", "speed"), action="append"
     )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     restorer = Restorer.load(arguments.bundle)
     bench, limit = arguments.data / "bench", arguments.limit
     parts: dict[str, Callable[[], Any]] = {
-        f"{name}, {setting}": lambda n=name, o=options: measure_bench(restorer, bench, n, o, limit)
+        f"{name}, {setting}": partial(measure_bench, restorer, bench, name, options, limit)
         for setting, options in SETTINGS.items()
         for name in BENCHES
     }
     kinds = dict.fromkeys(parts, "bench")
     parts["labels"] = lambda: measure_labels(restorer, bench, limit)
     parts["language"] = lambda: measure_language(arguments.bundle, arguments.data / "captioned")
-    parts["consistency"] = lambda: measure_consistency(restorer, bench)
+    parts["consistency"] = lambda: measure_consistency(restorer, bench, arguments.bundle)
+    photo = next(BENCHES["CBSD68 σ=50"](bench))[0]
+    parts["speed"] = lambda: measure_speed(restorer, arguments.bundle, photo)
     results: dict[str, Any] = {}
     for name, measure in parts.items():
         if arguments.only and kinds.get(name, name) not in arguments.only:
@@ -133,6 +160,8 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
+    if not arguments.only:
+        print(markdown(results))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,13 @@ __all__ = ["export", "main"]
 
 
 def export(
-    out: Path, *, pretrained: Path, stage1: Path, stage2: Path, release: str, metrics: dict[str, Any]
+    out: Path,
+    *,
+    pretrained: Path,
+    stage1: Path,
+    stage2: Path,
+    release: str,
+    metrics: dict[str, Any],
 ) -> None:
     """Write the bundle ``out`` from the checkpoints of pretraining and both stages.
 

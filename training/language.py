@@ -27,12 +27,12 @@ def retrieval_recall(embedder: ClipEmbedder, photos: CaptionedPhotos, k: int) ->
     images = torch.cat(
         [
             clip.encode_image(normalize(content_view(photos.batch(part), size)), normalize=True)
-            for part in photos.test.split(BATCH)
+            for part in torch.split(photos.test, BATCH)
         ]
     )
     captions = [(row, c) for row, i in enumerate(photos.test.tolist()) for c in photos.captions[i]]
     ids = embedder.tokenize([caption for _, caption in captions])
-    texts = torch.cat([clip.encode_text(part, normalize=True) for part in ids.split(500)])
+    texts = torch.cat([clip.encode_text(part, normalize=True) for part in torch.split(ids, 500)])
     similarity: Tensor = texts @ images.T
     own = similarity[torch.arange(len(captions)), torch.tensor([row for row, _ in captions])]
     rank = (similarity > own[:, None]).sum(1)
@@ -43,7 +43,7 @@ def caption_bleu(captioner: BlipCaptioner, photos: CaptionedPhotos) -> float:
     """Corpus BLEU-4 (0…100) of the captions of the test photos against all their human captions."""
     size = captioner.config.image_size
     captions = []
-    for part in photos.test.split(BATCH):
+    for part in torch.split(photos.test, BATCH):
         captions += captioner.caption_batch(content_view(photos.batch(part), size))
     return _bleu(captions, photos)
 

@@ -55,7 +55,8 @@ class Log:
         left = spent / done * (self._total - step)
         text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(
-            f"{self._name} {step}/{self._total}  {text}  {spent:.0f} s, {left:.0f} s left", flush=True
+            f"{self._name} {step}/{self._total}  {text}  {spent:.0f} s, {left:.0f} s left",
+            flush=True,
         )
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self._name, "step": step, **values}) + "\n")

@@ -15,9 +15,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vlmir.degradations import LABELS, degrade
+from vlmir.degradations import degrade
+from vlmir.image.color import to_float, to_levels
 
-__all__ = ["Entry", "Pool", "build_pool", "read_folder", "read_pairs"]
+__all__ = [
+    "Bytes",
+    "Entry",
+    "Pool",
+    "build_pool",
+    "degrade_bytes",
+    "read_folder",
+    "read_pairs",
+    "transplant",
+]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -124,12 +134,13 @@ def build_pool(
                         lq = transplant(photo, streaks[rng.integers(len(streaks))], rng)
                     else:
                         strength = _strength(label, copy, low, high, rng)
-                        lq = _degrade(photo, label, int(rng.integers(2**31)), strength)
+                        seed_ = int(rng.integers(2**31))
+                        lq = degrade_bytes(photo, label, seed=seed_, strength=strength)
                     entries.append(Entry(label, write(lq), gt, height, width, number))
         for number, (label, lq, gt_pixels) in enumerate(pairs, start=len(photos)):
-            places = write(lq), write(gt_pixels)
-            shape = gt_pixels.shape[:2]
-            entries.extend([Entry(label, *places, *shape, number)] * pair_copies)
+            height, width = gt_pixels.shape[:2]
+            entry = Entry(label, write(lq), write(gt_pixels), height, width, number)
+            entries.extend([entry] * pair_copies)
     index = json.dumps([asdict(entry) for entry in entries])
     (folder / "index.json").write_text(index, encoding="utf-8")
     return Pool(folder)
@@ -143,12 +154,12 @@ def transplant(photo: Bytes, streaks: npt.NDArray[np.int16], rng: np.random.Gene
         streaks = streaks[::-1]
     height, width = photo.shape[:2]
     if (height > width) != (streaks.shape[0] > streaks.shape[1]):
-        streaks = streaks.transpose(1, 0, 2)[:, :, :]
-    shift = tuple(int(rng.integers(n)) for n in streaks.shape[:2])
-    rolled = np.roll(streaks, shift, (0, 1))
+        streaks = streaks.transpose(1, 0, 2)
+    rows, columns = streaks.shape[:2]
+    rolled = np.roll(streaks, (int(rng.integers(rows)), int(rng.integers(columns))), (0, 1))
     repeats = (-(-height // rolled.shape[0]), -(-width // rolled.shape[1]), 1)
     rain = np.tile(rolled, repeats)[:height, :width]
-    return np.clip(photo + rain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(photo + rain, 0, 255), np.uint8)
 
 
 def _strength(label: str, copy: int, low: float, high: float, rng: np.random.Generator) -> float:
@@ -158,12 +169,10 @@ def _strength(label: str, copy: int, low: float, high: float, rng: np.random.Gen
     return float(rng.uniform(low, high))
 
 
-def _degrade(photo: Bytes, label: str, seed: int, strength: float) -> Bytes:
-    if label not in LABELS:
-        raise ValueError(label)
-    pixels = photo.astype(np.float32) / 255
-    degraded = degrade(pixels, label, seed=seed, strength=strength)
-    return np.round(degraded * 255).astype(np.uint8)
+def degrade_bytes(photo: Bytes, label: str, *, seed: int, strength: float) -> Bytes:
+    """:func:`vlmir.degradations.degrade` for bytes."""
+    degraded = degrade(to_float(photo), label, seed=seed, strength=strength)
+    return np.asarray(to_levels(degraded, 8), np.uint8)
 
 
 def _read(path: Path) -> Bytes:

@@ -1,4 +1,4 @@
-"""Pretrain ``tiny``'s CLIP and BLIP from captioned photos: ``python -m training.pretrain --data FOLDER --out runs/pretrain``.
+"""Pretrain ``tiny``'s CLIP and BLIP on captioned photos: ``python -m training.pretrain --data FOLDER``.
 
 ``base`` starts from public CLIP and BLIP weights instead and needs no pretraining. The folder holds ``captions.json``
 (file name → list of captions), ``split.json`` (``train``, ``val``, ``test`` → file names) and ``images/``.
@@ -50,7 +50,9 @@ def contrastive_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tens
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_clip(preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int) -> None:
+def train_clip(
+    preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int
+) -> None:
     """Train CLIP contrastively and write ``clip.pt`` into ``out``; resumes from it."""
     config = preset.embedder.clip
     clip = build_clip(config)
@@ -72,7 +74,9 @@ def train_clip(preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenize
     clip.visual.patch_dropout = patch_dropout
 
 
-def train_blip(preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int) -> None:
+def train_blip(
+    preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int
+) -> None:
     """Train BLIP's captioning loss and write ``blip.pt`` into ``out``; resumes from it."""
     config = preset.captioner
     blip = build_blip(config, tokenizer.vocab_size)
@@ -105,7 +109,10 @@ def _train(
     file = out / f"{name}.pt"
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": WEIGHT_DECAY},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     state = load_checkpoint(file)
     start = 0
@@ -132,7 +139,11 @@ def _train(
         if (step + 1) % 100 == 0 or step + 1 == steps:
             save_checkpoint(
                 file,
-                {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
+                {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
             )
 
 
@@ -140,7 +151,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, required=True, help="folder of captioned photos")
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="where checkpoints go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pretrain"), help="where checkpoints go"
+    )
     parser.add_argument("--clip-steps", type=int, default=500)
     parser.add_argument("--blip-steps", type=int, default=500)
     arguments = parser.parse_args()

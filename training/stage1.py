@@ -26,10 +26,12 @@ from training.views import StageOneData, load_pretrained, prepare_stage1
 from vlmir.config import load_preset
 from vlmir.vlm.clip import DegradationCLIP
 
-__all__ = ["main", "train"]
+__all__ = ["main", "train", "train_stem"]
 
 ALPHA = 0.5
 BATCH = 48
+STEM_BATCH = 96
+STEM_RATE = 3e-3
 LEARNING_RATE = 6e-4
 """The paper's 3e-5 is for 300 epochs from LAION weights; ``tiny`` makes two orders of magnitude fewer steps."""
 
@@ -54,6 +56,32 @@ def encode_tower_half(network: DegradationCLIP, views: Tensor, control: list[Ten
     from vlmir.vlm.clip import encode_tower
 
     return encode_tower(network.clip.visual, views[:, :3], control)
+
+
+def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
+    """First phase: the controller's convolutional path alone learns to tell the labels apart."""
+    stem = network.controller.stem
+    if stem is None:
+        return
+    optimizer = torch.optim.AdamW(stem.parameters(), lr=STEM_RATE, weight_decay=0.05, fused=True)
+    log = Log(out, "stem", steps)
+    stem.train().to(memory_format=torch.channels_last)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(step, total=steps, warmup=50, peak=STEM_RATE)
+        batch = data.draw(STEM_BATCH, generator)
+        views = batch.normalised_views().contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            f_D = stem(views)
+        logits = network.degradation_logits(f_D.float())
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.02)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            right = (logits.argmax(1) == batch.labels).float().mean()
+            log(step + 1, degradation=loss.item(), accuracy=right.item())
 
 
 def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
@@ -103,8 +131,11 @@ def main() -> None:
     parser.add_argument("--pretrained", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--pool", type=Path, default=Path("runs/pool"), help="made if not there")
     parser.add_argument("--out", type=Path, default=Path("runs/stage1"))
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--threads", type=int, help="CPU threads; the machine's number if not given")
+    parser.add_argument("--stem-steps", type=int, default=1500, help="steps of the first phase")
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads; the machine's number if not given"
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -117,6 +148,8 @@ def main() -> None:
     length = preset.embedder.clip.text_cfg.context_length
     network.set_labels(parts.tokenizer(preset.labels, length))
     data = prepare_stage1(preset, parts, pool, arguments.captioned, arguments.out / "data.pt")
+    if not (arguments.out / "embedder.pt").is_file():
+        train_stem(network, data, arguments.out, arguments.stem_steps)
     train(network, data, arguments.out, arguments.steps)
 
 

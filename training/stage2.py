@@ -50,7 +50,12 @@ class Ema:
 
 def condition(unet: UNet, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
     """f_T, f_I and f_D with the network's null in place of each withheld one."""
-    given = zip(("text", "image", "degradation"), (crops.f_T, crops.f_I, crops.f_D), crops.withheld, strict=True)
+    given = zip(
+        ("text", "image", "degradation"),
+        (crops.f_T, crops.f_I, crops.f_D),
+        crops.withheld,
+        strict=True,
+    )
     f_T, f_I, f_D = (torch.where(mask[:, None], unet.null[name], f) for name, f, mask in given)
     return f_T, f_I, f_D
 
@@ -72,7 +77,14 @@ def diffusion_loss(
 
 
 def train(
-    preset: Preset, loader: CropLoader, out: Path, *, steps: int, batch: int, size: int, compiled: bool
+    preset: Preset,
+    loader: CropLoader,
+    out: Path,
+    *,
+    steps: int,
+    batch: int,
+    size: int,
+    compiled: bool,
 ) -> None:
     """The loop: AdamW, cosine, bf16 autocast, EMA, a checkpoint every 250 steps; resumes from ``out/sampler.pt``."""
     config = preset.sampler
@@ -140,7 +152,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--threads", type=int, help="CPU threads; the machine's number if not given")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads; the machine's number if not given"
+    )
     parser.add_argument(
         "--blind",
         action="store_true",

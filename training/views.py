@@ -13,9 +13,8 @@ from torch import Tensor
 
 from training.captioned import CaptionedPhotos
 from training.loop import load_checkpoint, save_checkpoint
-from training.pool import Pool
+from training.pool import Bytes, Pool, degrade_bytes
 from vlmir.config import Preset
-from vlmir.degradations import degrade
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import build_clip
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
@@ -77,7 +76,7 @@ class StageOneData:
         return normalize(self.views.float() / 255)
 
 
-def to_tensor(pixels_HWC: np.ndarray) -> Tensor:
+def to_tensor(pixels_HWC: Bytes) -> Tensor:
     """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
     pixels = torch.from_numpy(np.array(pixels_HWC)).permute(2, 0, 1)[None]
     return pixels.float() / 255
@@ -111,22 +110,22 @@ def _prepare(
     count = PER_LABEL * len(preset.labels)
     for i in rng.permutation(photos.train.numpy())[:count].tolist():
         label = int(rng.integers(len(preset.labels)))
-        clean = photos.images[i].permute(1, 2, 0).numpy().astype(np.float32) / 255
+        clean = photos.images[i].permute(1, 2, 0).numpy()
         seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
-        lq = degrade(clean, preset.labels[label], seed=seed, strength=strength)
-        add(torch.from_numpy(lq).permute(2, 0, 1)[None], label)
+        lq = degrade_bytes(clean, preset.labels[label], seed=seed, strength=strength)
+        add(to_tensor(lq), label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
     clean_views: list[Tensor] = []
     for i in _balanced(pool, preset.labels, rng):
         add(to_tensor(pool.lq(i)), preset.labels.index(pool.entries[i].label))
-        clean = content_view(to_tensor(pool.gt(i)), preset.captioner.image_size)
-        clean_views.append((clean * 255).to(torch.uint8))
+        view = content_view(to_tensor(pool.gt(i)), preset.captioner.image_size)
+        clean_views.append((view * 255).to(torch.uint8))
     gt_captions += caption_all(parts.captioner, clean_views)
     lq_captions = caption_all(parts.captioner, small)
     length = config.text_cfg.context_length
     with torch.inference_mode():
         ids = parts.tokenizer(gt_captions, length)
-        f_GT = torch.cat([parts.clip.encode_text(part) for part in ids.split(256)])
+        f_GT = torch.cat([parts.clip.encode_text(part) for part in torch.split(ids, 256)])
     return {
         "views": torch.cat(views),
         "labels": torch.tensor(labels),

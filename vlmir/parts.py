@@ -52,7 +52,9 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
     state = _read(bundle.file("embedder", MODEL))
     lora = {n.removeprefix("lora."): state.pop(n) for n in list(state) if n.startswith("lora.")}
     clip = build_clip(preset.embedder.clip)
-    load_strictly(clip, {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")})
+    load_strictly(
+        clip, {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")}
+    )
     network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)

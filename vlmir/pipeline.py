@@ -240,7 +240,9 @@ class Restorer:
             sampled = yield from _relay(run, plan.steps, previews, clock)
             restored = source.pixels + np.float32(share) * (sampled - source.pixels)
         elif options.strength > 0:
-            warnings.append("The picture looks undamaged and was left as it is; name a degradation to restore it.")
+            warnings.append(
+                "The picture looks undamaged and was left as it is; name a degradation to restore it."
+            )
         if source.grey:
             restored = np.repeat(restored.mean(axis=2, keepdims=True), 3, axis=2)
         report = Report(
@@ -307,13 +309,15 @@ class Restorer:
             return image
         if isinstance(image, np.ndarray):
             return Image.from_levels(image)
-        if isinstance(image, Path):
-            try:
-                with image.open("rb") as file:
-                    image = file.read(self.limits.max_bytes + 1)
-            except OSError as error:
-                raise ImageError(f"{image} cannot be read: {error.strerror}.") from error
-        return decode(image, self.limits)
+        return decode(self._read(image) if isinstance(image, Path) else image, self.limits)
+
+    def _read(self, path: Path) -> bytes:
+        """The file's bytes, at most one more than the limit."""
+        try:
+            with path.open("rb") as file:
+                return file.read(self.limits.max_bytes + 1)
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
 
     def _caption(
         self, source: Image, options: RestoreOptions, clock: _Clock, warnings: list[str]

@@ -17,7 +17,7 @@ from vlmir.errors import VlmirError
 from vlmir.image.tiles import TilePlan, plan_tiles
 from vlmir.nn import Conditioning, UNet
 
-__all__ = ["Conditions", "DiffusionSampler", "Plan", "SampleStep"]
+__all__ = ["Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
 
 Pixels = npt.NDArray[np.float32]
 
@@ -124,10 +124,14 @@ class DiffusionSampler:
         sample = torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
         restored = torch.lerp(cast(Tensor, mean), sample, plan.realism)
         if not torch.isfinite(restored).all():
-            raise VlmirError("The network produced values that are no numbers; its weights are unfit.")
+            raise VlmirError(
+                "The network produced values that are no numbers; its weights are unfit."
+            )
         return list(restored.clamp_(0, 1).permute(0, 2, 3, 1).contiguous().numpy())
 
-    def _begin(self, mu: Tensor, seed: int, plan: Plan) -> Generator[tuple[Tensor, int], Tensor, Tensor]:
+    def _begin(
+        self, mu: Tensor, seed: int, plan: Plan
+    ) -> Generator[tuple[Tensor, int], Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
         return solver_named(plan.solver)(x_T, mu, self.schedule, plan.steps, generator)
@@ -163,6 +167,15 @@ class DiffusionSampler:
             return next(patches).clone()
         flat = (p.reshape(batch * channels, *p.shape[2:]).numpy() for p in patches)
         return torch.from_numpy(tiles.blend(flat)).view(x.shape)
+
+
+def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
+    """Run :meth:`DiffusionSampler.sample` to its end and return the pictures."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return cast("list[Pixels]", end.value)
 
 
 def _finish(run: Generator[tuple[Tensor, int], Tensor, Tensor], x0: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ def embedded_server(bundle: str) -> Iterator[str]:
         RuntimeError: The server ended before it served.
     """
     command = [sys.executable, "-m", "services.restorer.embedded", "--port", "0"]
-    with subprocess.Popen([*command, "--bundle", bundle], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "--bundle", bundle], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -86,7 +88,12 @@ def run_demo(client: RestorationClient, photo: Image, out: Path) -> list[dict[st
             f"judged {report.degradation} ({report.degradations[report.degradation]:.0%})  “{report.caption}”"
         )
         results.append(
-            {"damage": label, "psnr_before": before, "psnr_after": after, "report": report.to_dict()}
+            {
+                "damage": label,
+                "psnr_before": before,
+                "psnr_after": after,
+                "report": report.to_dict(),
+            }
         )
     return results
 
@@ -106,12 +113,14 @@ def main() -> int:
     arguments = parser.parse_args()
     from skimage.data import astronaut
 
-    photo = Image.from_levels(np.ascontiguousarray(astronaut()))
+    photo = Image.from_levels(np.ascontiguousarray(astronaut()))  # type: ignore[no-untyped-call]
     with embedded_server(arguments.bundle) as address, RestorationClient(address) as client:
         results = run_demo(client, photo, arguments.out)
     (arguments.out / "report.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     print(f"Pictures and report.json are in {arguments.out}/")
-    worse = [r["damage"] for r in results if float(str(r["psnr_after"])) <= float(str(r["psnr_before"]))]
+    worse = [
+        r["damage"] for r in results if float(str(r["psnr_after"])) <= float(str(r["psnr_before"]))
+    ]
     if worse:
         print(f"Not better: {', '.join(map(str, worse))}", file=sys.stderr)
     return 1 if worse else 0

@@ -14,7 +14,7 @@ import pytest
 
 from vlmir.client import ClientProgress, RestorationClient
 from vlmir.image import Image, decode, encode
-from vlmir.pipeline import Restorer, RestoreOptions
+from vlmir.pipeline import RestoreOptions, Restorer
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "services.restorer.embedded", "--port", "0"]

@@ -49,7 +49,7 @@ def test_a_bad_field_is_named(change: dict[str, object], named: str) -> None:
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(BundleError, match="missing .*width"):
+    with pytest.raises(BundleError, match=r"missing .*width"):
         from_dict(UNetConfig, {})
 
 

@@ -38,7 +38,11 @@ def test_report_says_what_was_done(restorer: Restorer, photo: np.ndarray) -> Non
     report = result.report
     assert (report.steps, report.solver, report.seed, report.realism) == (4, "ddim", 3, 1.0)
     assert (report.width, report.height, report.tiles) == (60, 40, 1)
-    assert report.release == "small-1" and set(report.digests) == {"captioner", "embedder", "sampler"}
+    assert report.release == "small-1" and set(report.digests) == {
+        "captioner",
+        "embedder",
+        "sampler",
+    }
     assert sum(report.degradations.values()) == pytest.approx(1, abs=1e-4)
     assert set(report.milliseconds) == {"decode", "caption", "embed", "sample"}
     assert isinstance(report, Report) and report.to_dict()["warnings"] == []
@@ -90,9 +94,7 @@ def test_strength_scales_the_correction(restorer: Restorer, photo: np.ndarray) -
     assert np.abs((half - lq) - (full - lq) / 2).max() < 1e-5
 
 
-def test_captions(
-    restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     own = restorer.restore(photo, RestoreOptions(caption="a dog", degradation="noisy"))
     none = restorer.restore(photo, RestoreOptions(use_caption=False, degradation="noisy"))
     assert (own.report.caption, none.report.caption) == ("a dog", "")
@@ -122,9 +124,7 @@ def test_progress_previews_and_cancel(restorer: Restorer, photo: np.ndarray) -> 
     "options",
     [{"solver": "magic"}, {"degradation": "foggy"}, {"steps": 1000, "degradation": "noisy"}],
 )
-def test_impossible_options(
-    restorer: Restorer, photo: np.ndarray, options: dict[str, Any]
-) -> None:
+def test_impossible_options(restorer: Restorer, photo: np.ndarray, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         restorer.restore(photo, RestoreOptions(**options))
 
@@ -153,7 +153,9 @@ def test_bad_sources(restorer: Restorer, tmp_path: Path) -> None:
         restorer.restore(b"text")
 
 
-def test_limits_hold(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_hold(
+    restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(restorer, "limits", Limits(max_pixels=100))
     with pytest.raises(LimitError):
         restorer.restore(encode(Image.from_levels(photo)))

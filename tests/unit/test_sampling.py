@@ -59,9 +59,7 @@ def test_alone_or_in_a_batch_of_four_the_pixels_are_the_same(
 
 def test_the_seed_decides(sampler: DiffusionSampler) -> None:
     lq = pictures(1)
-    first, again, other = (
-        run(sampler, lq, [NOTHING], [seed], plan())[0] for seed in (1, 1, 2)
-    )
+    first, again, other = (run(sampler, lq, [NOTHING], [seed], plan())[0] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 

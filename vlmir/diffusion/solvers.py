@@ -62,9 +62,7 @@ def posterior(
 def ddim(
     x: Tensor, mu: Tensor, schedule: IRSDE, times: list[int], generator: torch.Generator
 ) -> Sampling:
-    """DDIM (Song et al. 2021, arXiv 2010.02502), deterministic: the exponential integrator of
-    first order for the probability-flow ODE.
-    """
+    """DDIM (Song et al. 2021, arXiv 2010.02502): the first-order exponential integrator of the flow ODE."""
     for t, s in pairwise(times):
         x0 = yield x, t
         x = _ode_step(x, x0, mu, schedule, t, s)

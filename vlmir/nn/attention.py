@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmir.nn.blocks import ChannelNorm
 
-__all__ = ["Context", "CrossAttention", "LinearAttention", "SpatialTransformer", "TransformerContext"]
+__all__ = [
+    "Context",
+    "CrossAttention",
+    "LinearAttention",
+    "SpatialTransformer",
+    "TransformerContext",
+]
 
 
 class LinearAttention(nn.Module):
@@ -78,7 +83,8 @@ class CrossAttention(nn.Module):
         return cast(Tensor, self.to_out(_merge(out)))
 
     def _split(self, x_BLC: Tensor) -> Tensor:
-        return x_BLC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, length, channels = x_BLC.shape
+        return x_BLC.view(batch, length, self.heads, channels // self.heads).transpose(1, 2)
 
 
 def _merge(x_BHLD: Tensor) -> Tensor:
@@ -108,12 +114,20 @@ class SpatialTransformer(nn.Module):
     GROUPS = 32
 
     def __init__(
-        self, channels: int, *, head_dim: int, context_dim: int, semantic: bool, self_attention: bool
+        self,
+        channels: int,
+        *,
+        head_dim: int,
+        context_dim: int,
+        semantic: bool,
+        self_attention: bool,
     ) -> None:
         super().__init__()
         self.pre_norm = ChannelNorm(channels)
         # Group norm averages over the picture; a local network must not, or tiles would differ from the whole.
-        self.norm = nn.GroupNorm(self.GROUPS, channels, eps=1e-6) if self_attention else nn.Identity()
+        self.norm = (
+            nn.GroupNorm(self.GROUPS, channels, eps=1e-6) if self_attention else nn.Identity()
+        )
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight)

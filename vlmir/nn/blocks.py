@@ -42,9 +42,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t_B: Tensor) -> Tensor:
         """B time indices → B×4·width."""
         half = self.width // 2
-        rates = torch.exp(
-            torch.arange(half, device=t_B.device) * (-math.log(10000) / (half - 1))
-        )
+        rates = torch.exp(torch.arange(half, device=t_B.device) * (-math.log(10000) / (half - 1)))
         angles = t_B[:, None].float() * rates
         return cast(Tensor, self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1)))
 

@@ -6,6 +6,7 @@ change from step to step is computed once per picture by :meth:`UNet.prepare`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -78,8 +79,9 @@ class UNet(nn.Module):
         )
         sizes = [width, *(width * m for m in config.multipliers)]
         last = len(config.multipliers) - 1
-        downs, ups = [], []
-        for i, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        downs: list[Level] = []
+        ups: list[Level] = []
+        for i, (inner, outer) in enumerate(itertools.pairwise(sizes)):
             kind = config.attention[i]
             down = conv(inner, outer) if i == last else nn.Conv2d(inner, outer, 4, 2, 1)
             down_blocks = _two(inner, inner, embedding)

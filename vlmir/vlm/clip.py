@@ -58,6 +58,36 @@ def encode_tower(tower: Any, pixels: Tensor, control: list[Tensor] | None = None
     return cast(Tensor, tower._pool(x)[0] @ tower.proj)
 
 
+class DetailStem(nn.Module):
+    """A small convolutional path to f_D: local statistics of both views, which patch tokens learn slowly.
+
+    Mean and standard deviation over the picture are pooled, so it measures how much of each texture (grain, blocks,
+    streaks, smear) there is, wherever it is.
+    """
+
+    CHANNELS = (24, 48, 96, 128)
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 6
+        for out in self.CHANNELS:
+            layers += [
+                nn.Conv2d(channels, out, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.SiLU(),
+            ]
+            channels = out
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * channels, embed_dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """B×6×S×S normalised views → B×D."""
+        features = self.body(pixels).float()
+        std, mean = torch.std_mean(features, dim=(2, 3))
+        return cast(Tensor, self.head(torch.cat([mean, std], dim=1)))
+
+
 class Controller(nn.Module):
     """A trained copy of the visual tower: reads the damage, and corrects the frozen tower's hidden states.
 
@@ -73,6 +103,7 @@ class Controller(nn.Module):
         for linear in self.zero:
             nn.init.zeros_(cast(nn.Linear, linear).weight)
             nn.init.zeros_(cast(nn.Linear, linear).bias)
+        self.stem = DetailStem(tower.proj.shape[1]) if detail else None
         if detail:
             self._see_detail()
 
@@ -91,7 +122,10 @@ class Controller(nn.Module):
         for block, zero in zip(self.tower.transformer.resblocks, self.zero, strict=True):
             x = block(x)
             hidden.append(zero(x))
-        return self.tower._pool(x)[0] @ self.tower.proj, hidden[::-1]
+        f_D = self.tower._pool(x)[0] @ self.tower.proj
+        if self.stem is not None:
+            f_D = f_D + self.stem(pixels)
+        return f_D, hidden[::-1]
 
 
 class DegradationCLIP(nn.Module):
@@ -105,7 +139,12 @@ class DegradationCLIP(nn.Module):
     prototypes: Tensor
 
     def __init__(
-        self, config: EmbedderConfig, label_count: int, clip: Any | None = None, *, lora: bool = True
+        self,
+        config: EmbedderConfig,
+        label_count: int,
+        clip: Any | None = None,
+        *,
+        lora: bool = True,
     ) -> None:
         """Build the network.
 

@@ -75,5 +75,7 @@ class ClipEmbedder:
             OptionError: The label is unknown.
         """
         if label not in self.labels:
-            raise OptionError(f"Unknown degradation {label!r}; choose from {', '.join(self.labels)}.")
+            raise OptionError(
+                f"Unknown degradation {label!r}; choose from {', '.join(self.labels)}."
+            )
         return self.network.prototypes[self.labels.index(label)]

@@ -2,7 +2,8 @@
 
 Two views exist. The *content* view is the whole picture, reduced (what CLIP always saw). The *detail* view is a mosaic
 of full-resolution patches taken evenly over the picture, with their edges: noise grain, JPEG blocks and small blur,
-which a reduced picture hides, are in plain sight there. A controller that sees both can tell what is wrong at any picture size.
+which a reduced picture hides, are in plain sight there. A controller that sees both can tell what is wrong at any
+picture size.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.small import CAPTIONS, small_preset
+from training.captioned import CaptionedPhotos
 from training.conditions import embed_pool, no_conditions
 from training.crops import CropLoader
 from training.export import export
 from training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from training.pool import Pool, build_pool, transplant
 from training.pretrain import train_blip, train_clip
-from training.captioned import CaptionedPhotos
 from training.stage1 import train as train_stage1
 from training.stage2 import train as train_stage2
 from training.views import load_pretrained, prepare_stage1
