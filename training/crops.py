@@ -15,17 +15,17 @@ from training.pool import Pool
 __all__ = ["CropLoader", "Crops"]
 
 MIX: Mapping[str, float] = {
-    "noisy": 0.27,
-    "rainy": 0.19,
+    "noisy": 0.32,
+    "rainy": 0.21,
     "hazy": 0.17,
-    "raindrop": 0.09,
-    "motion-blurry": 0.04,
-    "jpeg-compressed": 0.04,
-    "low-light": 0.04,
-    "shadowed": 0.04,
-    "snowy": 0.05,
-    "uncompleted": 0.04,
-    "clean": 0.03,
+    "raindrop": 0.07,
+    "motion-blurry": 0.035,
+    "jpeg-compressed": 0.035,
+    "low-light": 0.035,
+    "shadowed": 0.035,
+    "snowy": 0.035,
+    "uncompleted": 0.035,
+    "clean": 0.02,
 }
 """Share of each label in a batch: the paper's tasks first."""
 

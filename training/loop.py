@@ -6,12 +6,31 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["Log", "cosine_rate", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Log", "adamw", "cosine_rate", "load_checkpoint", "save_checkpoint"]
+
+
+def adamw(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    *,
+    rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), never fused.
+
+    PyTorch 2.14's fused CPU kernel walks weight and gradient in memory order: a channels-last weight whose gradient is
+    laid out otherwise gets the updates of other elements, and training crawls without an error.
+    """
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=False
+    )
 
 
 def cosine_rate(step: int, *, total: int, warmup: int, peak: float, floor: float = 0.01) -> float:

@@ -63,12 +63,18 @@ class Entry:
 
 
 class Pool:
-    """A pool on disk; ``pool.lq(i)`` and ``pool.gt(i)`` are H×W×3 uint8 views of it."""
+    """A pool on disk, or ``limit`` random entries of it.
 
-    def __init__(self, folder: Path) -> None:
+    ``pool.lq(i)`` and ``pool.gt(i)`` are H×W×3 uint8 views of the file.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
         index = json.loads((folder / "index.json").read_text("utf-8"))
         self.folder = folder
         self.entries = [Entry(**entry) for entry in index]
+        if limit is not None and limit < len(self.entries):
+            kept = np.random.default_rng(0).permutation(len(self.entries))[:limit]
+            self.entries = [self.entries[i] for i in sorted(kept)]
         self._pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
 
     def __len__(self) -> int:

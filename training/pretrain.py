@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.captioned import CaptionedPhotos
-from training.loop import Log, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
 from vlmir.config import Preset, load_preset
 from vlmir.vlm.captioner import build_blip
 from vlmir.vlm.clip import build_clip
@@ -113,7 +113,7 @@ def _train(
         {"params": decay, "weight_decay": WEIGHT_DECAY},
         {"params": rest, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    optimizer = adamw(groups, rate=LEARNING_RATE, betas=(0.9, 0.98))
     state = load_checkpoint(file)
     start = 0
     if state is not None:

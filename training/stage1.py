@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.loop import Log, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
 from training.pool import build_pool, read_folder, read_pairs
 from training.pretrain import contrastive_loss
 from training.views import StageOneData, load_pretrained, prepare_stage1
@@ -37,9 +37,9 @@ LEARNING_RATE = 6e-4
 
 
 def stage1_loss(network: DegradationCLIP, batch: StageOneData) -> tuple[Tensor, Tensor, Tensor]:
-    """The three terms of eq. 3 on a batch whose first half are captioned photos."""
+    """The three terms of eq. 3 on a batch whose first pictures are captioned photos."""
     views = batch.normalised_views()
-    half = len(views) // 2
+    half = batch.captioned
     f_D, control = network.controller(views)
     kept = [hidden[:half] for hidden in control]
     f_I = encode_tower_half(network, views[:half], kept)
@@ -63,7 +63,7 @@ def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: i
     stem = network.controller.stem
     if stem is None:
         return
-    optimizer = torch.optim.AdamW(stem.parameters(), lr=STEM_RATE, weight_decay=0.05, fused=True)
+    optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
     log = Log(out, "stem", steps)
     stem.train().to(memory_format=torch.channels_last)
     for step in range(steps):
@@ -87,7 +87,7 @@ def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: i
 def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
     """The loop: AdamW, cosine, bf16 autocast, a checkpoint every 50 steps; resumes from ``out/embedder.pt``."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.02, fused=True)
+    optimizer = adamw(parameters, rate=LEARNING_RATE, weight_decay=0.02)
     file = out / "embedder.pt"
     state = load_checkpoint(file)
     start = 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.conditions import PoolConditions, embed_pool, no_conditions
 from training.crops import CropLoader, Crops
-from training.loop import Log, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
 from training.pool import Pool
 from training.views import load_pretrained
 from vlmir.config import Preset, load_preset
@@ -27,7 +27,7 @@ from vlmir.vlm.embedder import ClipEmbedder
 
 __all__ = ["Ema", "condition", "diffusion_loss", "main", "train"]
 
-LEARNING_RATE = 8e-4
+LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.99)
 EMA_DECAY = 0.999
 AT_T_SHARE = 0.5
@@ -90,9 +90,7 @@ def train(
     config = preset.sampler
     schedule = IRSDE(**vars(config.schedule))
     unet = UNet(config.unet).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True
-    )
+    optimizer = adamw(unet.parameters(), rate=LEARNING_RATE, betas=BETAS)
     ema = Ema(unet)
     file, start = out / "sampler.pt", 0
     state = load_checkpoint(file)
@@ -116,12 +114,12 @@ def train(
         value = diffusion_loss(unet, schedule, config.prediction, crops, generator)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         ema.update(step)
         running += value.item()
         if (step + 1) % 50 == 0:
-            log(step + 1, loss=running / 50, loading_s=waited)
+            log(step + 1, loss=running / 50, gradient=norm.item(), loading_s=waited)
             running, waited = 0.0, 0.0
         if (step + 1) % 250 == 0 or step + 1 == steps:
             model, optim = unet.state_dict(), optimizer.state_dict()
@@ -139,7 +137,7 @@ def _conditions(preset: Preset, pool: Pool, pretrained: Path, stage1: Path) -> P
         raise FileNotFoundError(f"{stage1}/embedder.pt is missing: run training.stage1 first.")
     network.load_state_dict(state["model"])
     embedder = ClipEmbedder(network, parts.tokenizer, preset.labels)
-    return embed_pool(pool, parts.captioner, embedder, stage1 / "pool.safetensors")
+    return embed_pool(pool, parts.captioner, embedder, stage1 / f"pool-{len(pool)}.safetensors")
 
 
 def main() -> None:
@@ -152,6 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
+    parser.add_argument("--entries", type=int, help="use so many random pictures of the pool only")
     parser.add_argument(
         "--threads", type=int, help="CPU threads; the machine's number if not given"
     )
@@ -166,7 +165,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     preset = load_preset("tiny")
-    pool = Pool(arguments.pool)
+    pool = Pool(arguments.pool, limit=arguments.entries)
     if arguments.blind:
         conditions = no_conditions(pool, preset)
     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,8 +23,17 @@ from vlmir.vlm.tokenizer import CaptionTokenizer
 
 __all__ = ["Pretrained", "StageOneData", "load_pretrained", "prepare_stage1", "to_tensor"]
 
-PER_LABEL = 500
-"""Pictures of each label taken from the pool; as many captioned photos stand beside them."""
+CAPTIONED = 5500
+"""Captioned photos, each degraded once."""
+
+PER_LABEL = 800
+"""Pictures of each label cut from the clean photos and real pairs."""
+
+HARD = ("clean", "shadowed", "raindrop", "snowy")
+"""Labels that are told apart with difficulty and get twice as many."""
+
+REAL_SHARE = 0.4
+"""Share of real pairs among the pictures of a label that has some."""
 
 
 class Pretrained(NamedTuple):
@@ -49,7 +59,7 @@ def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
 
 @dataclass
 class StageOneData:
-    """N degraded pictures; the first half are captioned photos, the second come from the pool."""
+    """N degraded pictures; the first ``captioned`` are captioned photos, the others come from the pool."""
 
     views: Tensor
     """N×C×S×S uint8: content view, then detail view."""
@@ -59,17 +69,18 @@ class StageOneData:
     """N×L ids of the captions of the degraded pictures."""
     f_GT: Tensor
     """N×D frozen embeddings of the captions of the clean pictures."""
+    captioned: int
 
     def draw(self, count: int, generator: torch.Generator) -> StageOneData:
         """A random batch, half captioned photos and half pool pictures, mirrored at random."""
-        half = len(self.labels) // 2
-        first = torch.randint(half, (count // 2,), generator=generator)
-        second = torch.randint(half, len(self.labels), (count - count // 2,), generator=generator)
+        half, total = count // 2, len(self.labels)
+        first = torch.randint(self.captioned, (half,), generator=generator)
+        second = torch.randint(self.captioned, total, (count - half,), generator=generator)
         index = torch.cat([first, second])
         views = self.views[index]
         flip = torch.rand(count, generator=generator) < 0.5
         views = torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
-        return StageOneData(views, self.labels[index], self.lq_ids[index], self.f_GT[index])
+        return StageOneData(views, self.labels[index], self.lq_ids[index], self.f_GT[index], half)
 
     def normalised_views(self) -> Tensor:
         """The views as the network reads them."""
@@ -95,7 +106,7 @@ def prepare_stage1(
 
 def _prepare(
     preset: Preset, parts: Pretrained, pool: Pool, photos: CaptionedPhotos
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     config = preset.embedder.clip
     size = config.vision_cfg.image_size
@@ -107,8 +118,8 @@ def _prepare(
         small.append((content_view(pixels, preset.captioner.image_size) * 255).to(torch.uint8))
         labels.append(label)
 
-    count = PER_LABEL * len(preset.labels)
-    for i in rng.permutation(photos.train.numpy())[:count].tolist():
+    chosen = rng.permutation(photos.train.numpy())[:CAPTIONED].tolist()
+    for i in chosen:
         label = int(rng.integers(len(preset.labels)))
         clean = photos.images[i].permute(1, 2, 0).numpy()
         seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
@@ -116,10 +127,11 @@ def _prepare(
         add(to_tensor(lq), label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
     clean_views: list[Tensor] = []
-    for i in _balanced(pool, preset.labels, rng):
-        add(to_tensor(pool.lq(i)), preset.labels.index(pool.entries[i].label))
-        view = content_view(to_tensor(pool.gt(i)), preset.captioner.image_size)
-        clean_views.append((view * 255).to(torch.uint8))
+    for number, label_name in enumerate(preset.labels):
+        for lq, gt in _pictures(pool, label_name, rng):
+            add(to_tensor(lq), number)
+            view = content_view(to_tensor(gt), preset.captioner.image_size)
+            clean_views.append((view * 255).to(torch.uint8))
     gt_captions += caption_all(parts.captioner, clean_views)
     lq_captions = caption_all(parts.captioner, small)
     length = config.text_cfg.context_length
@@ -131,16 +143,36 @@ def _prepare(
         "labels": torch.tensor(labels),
         "lq_ids": parts.tokenizer(lq_captions, length),
         "f_GT": f_GT.clone(),
+        "captioned": len(chosen),
     }
 
 
-def _balanced(pool: Pool, labels: Iterable[str], rng: np.random.Generator) -> list[int]:
-    """``PER_LABEL`` entries of each label, with repetition where there are fewer."""
-    chosen: list[int] = []
-    for label in labels:
-        places = [i for i, entry in enumerate(pool.entries) if entry.label == label]
-        chosen += rng.choice(places, PER_LABEL, replace=len(places) < PER_LABEL).tolist()
-    return chosen
+def _pictures(pool: Pool, label: str, rng: np.random.Generator) -> Iterator[tuple[Bytes, Bytes]]:
+    """(LQ, GT) pictures of one label: fresh damage on cuts of the clean photos, and cuts of real pairs."""
+    clean = [i for i, entry in enumerate(pool.entries) if entry.label == "clean"]
+    last = max(pool.entries[i].photo for i in clean)
+    real = [i for i, e in enumerate(pool.entries) if e.label == label and e.photo > last]
+    for _ in range(PER_LABEL * (1 + (label in HARD))):
+        if real and rng.random() < REAL_SHARE:
+            i = int(rng.choice(real))
+            rows, columns = _cut(pool.gt(i).shape, rng)
+            yield pool.lq(i)[rows, columns], pool.gt(i)[rows, columns]
+            continue
+        gt = pool.gt(int(rng.choice(clean)))
+        if rng.random() < 0.5:
+            scale = float(rng.uniform(0.5, 1))
+            gt = np.asarray(cv2.resize(gt, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+        gt = gt[_cut(gt.shape, rng)]
+        seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.15, 1))
+        yield degrade_bytes(np.ascontiguousarray(gt), label, seed=seed, strength=strength), gt
+
+
+def _cut(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
+    """A random window of 60 to 100 % of each side."""
+    sizes = [int(n * rng.uniform(0.6, 1)) for n in shape[:2]]
+    starts = [int(rng.integers(n - size + 1)) for n, size in zip(shape, sizes, strict=False)]
+    rows, columns = (slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
+    return rows, columns
 
 
 def caption_all(captioner: BlipCaptioner, views: list[Tensor], batch: int = 128) -> list[str]:

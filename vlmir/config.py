@@ -177,6 +177,9 @@ class UNetConfig:
     """Side of the stem's kernel, odd."""
     head_dim: int = 32
     """Channels of one attention head."""
+    unit_scale: bool = False
+    """Whether pixels are brought to mean 0 and deviation 1 (and the output back): small raw values leave SiLU almost
+    linear and slow down learning. Off for DA-CLIP's weights."""
 
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.multipliers):

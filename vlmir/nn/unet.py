@@ -20,6 +20,9 @@ from vlmir.nn.blocks import ResBlock, TimeEmbedding, conv
 
 __all__ = ["Conditioning", "UNet"]
 
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+"""Rough mean and standard deviation of photos on 0…1."""
+
 
 class Conditioning(NamedTuple):
     """What :meth:`UNet.prepare` computes once for B pictures."""
@@ -95,6 +98,7 @@ class UNet(nn.Module):
         self.middle2 = ResBlock(sizes[-1], sizes[-1], embedding)
         self.final = ResBlock(2 * width, width, embedding)
         self.head = nn.Conv2d(width, pixels, 3, padding=1)
+        self._initialise()
 
     @property
     def multiple(self) -> int:
@@ -116,7 +120,8 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, mu: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t and mu (B×3×H×W), time indices (B) → the prediction, B×3×H×W."""
         height, width = x_t.shape[-2:]
-        x = _pad(torch.cat([x_t - mu, mu], dim=1), self.multiple)
+        centre, scale = (PIXEL_MEAN, PIXEL_STD) if self.config.unit_scale else (0.0, 1.0)
+        x = _pad(torch.cat([x_t - mu, mu - centre], dim=1) / scale, self.multiple)
         x = stem = self.stem(F.pixel_unshuffle(x, self.config.stem_stride))
         embedding = self.time(t) + conditioning.prompt
         contexts = iter(conditioning.contexts)
@@ -134,7 +139,18 @@ class UNet(nn.Module):
             x = level.block2(torch.cat([x, skips.pop()], dim=1), embedding)
             x = level.leave(_apply(level.attention, x, contexts))
         x = self.head(self.final(torch.cat([x, stem], dim=1), embedding))
-        return F.pixel_shuffle(x, self.config.stem_stride)[..., :height, :width]
+        return F.pixel_shuffle(x, self.config.stem_stride)[..., :height, :width] * scale
+
+    def _initialise(self) -> None:
+        """Convolutions keep the variance of what they read; the head starts at zero.
+
+        Without normalisation layers PyTorch's default would shrink the signal by three in each.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.any():  # not the zeroed projections
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(cast(Tensor, self.head.bias))
 
     def _attend(self, kind: str, channels: int) -> nn.Module:
         if kind == "none":

@@ -65,7 +65,7 @@ class DetailStem(nn.Module):
     streaks, smear) there is, wherever it is.
     """
 
-    CHANNELS = (24, 48, 96, 128)
+    CHANNELS = (24, 48, 96, 128, 160)
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class DetailStem(nn.Module):
             ]
             channels = out
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(2 * channels, embed_dim)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * channels, embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """B×6×S×S normalised views → B×D."""

@@ -123,6 +123,7 @@ def test_all_stages_from_photos_to_a_bundle(
     for module in ("pretrain", "stage1"):
         monkeypatch.setattr(f"training.{module}.BATCH", 4)
     monkeypatch.setattr("training.views.PER_LABEL", 2)
+    monkeypatch.setattr("training.views.CAPTIONED", 4)
     torch.manual_seed(0)
     photos = CaptionedPhotos(captioned)
     pretrained, one, two = (tmp_path / name for name in ("pretrain", "stage1", "stage2"))
