@@ -19,9 +19,12 @@ from training.crops import CropLoader, Crops
 from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
 from training.pool import Pool
 from training.views import load_pretrained
+from vlmir.bundle import load_bundle
 from vlmir.config import Preset, load_preset
+from vlmir.daclip import load_strictly
 from vlmir.diffusion import IRSDE, loss
 from vlmir.nn import UNet
+from vlmir.parts import build_unet
 from vlmir.vlm.clip import DegradationCLIP
 from vlmir.vlm.embedder import ClipEmbedder
 
@@ -85,11 +88,17 @@ def train(
     batch: int,
     size: int,
     compiled: bool,
+    init: Path | None = None,
 ) -> None:
-    """The loop: AdamW, cosine, bf16 autocast, EMA, a checkpoint every 250 steps; resumes from ``out/sampler.pt``."""
+    """Train from random weights, or from the U-Net of the bundle ``init``.
+
+    The loop: AdamW, cosine, bf16 autocast, EMA, a checkpoint every 250 steps; resumes from ``out/sampler.pt``.
+    """
     config = preset.sampler
     schedule = IRSDE(**vars(config.schedule))
     unet = UNet(config.unet).to(memory_format=torch.channels_last)
+    if init is not None:
+        load_strictly(unet, build_unet(load_bundle(init)).state_dict())
     optimizer = adamw(unet.parameters(), rate=LEARNING_RATE, betas=BETAS)
     ema = Ema(unet)
     file, start = out / "sampler.pt", 0
@@ -150,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
+    parser.add_argument("--init", type=Path, help="bundle whose U-Net is trained further")
     parser.add_argument("--entries", type=int, help="use so many random pictures of the pool only")
     parser.add_argument(
         "--threads", type=int, help="CPU threads; the machine's number if not given"
@@ -179,6 +189,7 @@ def main() -> None:
         batch=arguments.batch,
         size=arguments.size,
         compiled=not arguments.no_compile,
+        init=arguments.init,
     )
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from training.captioned import CaptionedPhotos
 from training.loop import load_checkpoint, save_checkpoint
 from training.pool import Bytes, Pool, degrade_bytes
+from vlmir.bundle import load_bundle
 from vlmir.config import Preset
+from vlmir.parts import build_captioner, build_embedder
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import build_clip
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
@@ -45,7 +47,16 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
-    """Load ``clip.pt``, ``blip.pt`` and ``tokenizer.json`` of :mod:`training.pretrain`."""
+    """CLIP, BLIP and tokenizer: of :mod:`training.pretrain`'s folder, or of a bundle's.
+
+    Raises:
+        FileNotFoundError: The folder is neither.
+    """
+    if (folder / "bundle.json").is_file():
+        bundle = load_bundle(folder)
+        words = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
+        clip = build_embedder(bundle).network.clip
+        return Pretrained(clip, build_captioner(bundle), words)
     tokenizer = CaptionTokenizer(folder / "tokenizer.json")
     clip = build_clip(preset.embedder.clip)
     blip = build_blip(preset.captioner, tokenizer.vocab_size)

@@ -23,6 +23,7 @@ from training.stage2 import train as train_stage2
 from training.views import load_pretrained, prepare_stage1
 from vlmir.bundle import load_bundle
 from vlmir.degradations import LABELS
+from vlmir.parts import build_unet
 from vlmir.vlm.clip import DegradationCLIP
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.tokenizer import CaptionTokenizer
@@ -159,3 +160,18 @@ def test_learning_rate_rises_then_falls() -> None:
     rates = [cosine_rate(step, total=100, warmup=10, peak=1.0) for step in range(101)]
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
+
+
+def test_training_goes_on_from_a_bundle(
+    pool: Pool, small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    parts = load_pretrained(PRESET, small_bundle_folder)
+    assert parts.captioner.config == PRESET.captioner
+    loader = CropLoader(pool, no_conditions(pool, PRESET), LABELS, seed=0, blind=True)
+    sizes = {"steps": 1, "batch": 2, "size": 32, "compiled": False}
+    train_stage2(PRESET, loader, tmp_path, **sizes, init=small_bundle_folder)
+    state = load_checkpoint(tmp_path / "sampler.pt")
+    shipped = build_unet(load_bundle(small_bundle_folder)).state_dict()
+    assert state is not None
+    drift = [(state["model"][n] - shipped[n]).abs().max().item() for n in shipped]
+    assert 0 < max(drift) < 0.01
