@@ -75,6 +75,7 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
     try:
         asyncio.run(serve(settings))
     except VlmirError as error:
