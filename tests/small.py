@@ -77,8 +77,8 @@ def small_preset() -> Preset:
                 "prediction": "x0",
                 "solver": "dpmpp_2m_sde",
                 "steps": 1,
-                "tile": 96,
-                "overlap": 32,
+                "tile": 160,
+                "overlap": 96,
             },
         },
     )

@@ -65,9 +65,9 @@ def test_the_seed_decides(sampler: DiffusionSampler) -> None:
 
 
 def test_tiles_agree_with_the_whole(sampler: DiffusionSampler) -> None:
-    lq = pictures(1, 150, 170)
-    whole, tiled = (run(sampler, lq, [NOTHING], [3], plan(tile=tile))[0] for tile in (0, 96))
-    assert len(sampler.tile_plan(150, 170, 96).windows) > 4
+    lq = pictures(1, 240, 270)
+    whole, tiled = (run(sampler, lq, [NOTHING], [3], plan(tile=tile))[0] for tile in (0, 160))
+    assert len(sampler.tile_plan(240, 270, 160).windows) >= 4
     assert -10 * np.log10(np.mean((whole - tiled) ** 2)) > 45
 
 
