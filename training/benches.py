@@ -11,7 +11,7 @@ import numpy as np
 from training.pool import Bytes, degrade_bytes, read_folder
 from vlmir.degradations import LABELS
 
-__all__ = ["BENCHES", "Pair", "held_out_labels"]
+__all__ = ["BENCHES", "Pair", "held_out_labels", "noisy_copy"]
 
 Pair = tuple[Bytes, Bytes]
 
@@ -21,8 +21,13 @@ SIGMA = 50
 def noisy_file(folder: Path) -> Iterator[Pair]:
     """CBSD68 with Gaussian noise σ = 50, clipped and stored as uint8 (protocol `file`), seed = picture number."""
     for seed, gt in enumerate(read_folder(folder / "noisy_cbsd68" / "gt")):
-        noise = np.random.default_rng(seed).normal(0, SIGMA, gt.shape)
-        yield np.clip(np.round(gt + noise), 0, 255).astype(np.uint8), gt
+        yield noisy_copy(gt, seed), gt
+
+
+def noisy_copy(gt: Bytes, seed: int) -> Bytes:
+    """Gaussian noise σ = 50, clipped and rounded to uint8."""
+    noise = np.random.default_rng(seed).normal(0, SIGMA, gt.shape)
+    return np.clip(np.round(gt + noise), 0, 255).astype(np.uint8)
 
 
 def paired(name: str) -> Callable[[Path], Iterator[Pair]]:

@@ -69,9 +69,8 @@ class CropLoader:
         self._labels = labels
         synthetic: dict[str, list[int]] = {label: [] for label in labels}
         real: dict[str, list[int]] = {label: [] for label in labels}
-        real_from = _first_real(pool)
         for i, entry in enumerate(pool.entries):
-            (real if entry.photo >= real_from else synthetic)[entry.label].append(i)
+            (real if pool.is_real(entry) else synthetic)[entry.label].append(i)
         self._synthetic, self._real = synthetic, real
         self._shares = np.array([MIX[label] for label in labels]) / sum(MIX.values())
 
@@ -114,11 +113,6 @@ class CropLoader:
 
 _UPRIGHT = ("rainy", "hazy", "snowy", "raindrop")
 """Labels whose look depends on which way is down."""
-
-
-def _first_real(pool: Pool) -> int:
-    """Number of the first original that came from a real pair: those are never degraded to ``clean``."""
-    return 1 + max(entry.photo for entry in pool.entries if entry.label == "clean")
 
 
 def _stack(crops: list[np.ndarray]) -> Tensor:

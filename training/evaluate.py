@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.benches import BENCHES, held_out_labels
+from training.benches import BENCHES, held_out_labels, noisy_copy
 from training.captioned import CaptionedPhotos
 from training.language import best_constant_bleu, caption_bleu, retrieval_recall
 from training.speed import measure_speed
@@ -81,9 +81,7 @@ def measure_consistency(restorer: Restorer, folder: Path, bundle: str) -> dict[s
     """One against four in a batch, tiled against untiled (512², σ = 50), and what is left of clean photos (dB)."""
     from skimage.data import astronaut
 
-    picture = np.ascontiguousarray(astronaut())  # type: ignore[no-untyped-call]
-    noisy = np.random.default_rng(0).normal(0, 50, picture.shape) + picture
-    lq = np.clip(np.round(noisy), 0, 255).astype(np.uint8)
+    lq = noisy_copy(np.ascontiguousarray(astronaut()), seed=0)  # type: ignore[no-untyped-call]
     whole, tiled = (
         restorer.restore(lq, RestoreOptions(tile=tile, steps=8, realism=1.0)).image.pixels
         for tile in (0, 256)

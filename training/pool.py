@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -87,6 +88,14 @@ class Pool:
     def gt(self, i: int) -> Bytes:
         """The clean picture of entry ``i``."""
         return self._view(self.entries[i].gt, self.entries[i])
+
+    def is_real(self, entry: Entry) -> bool:
+        """Whether an entry is of a real pair; clean photos come first and are degraded to ``clean`` too."""
+        return entry.photo > self._last_clean
+
+    @cached_property
+    def _last_clean(self) -> int:
+        return max(entry.photo for entry in self.entries if entry.label == "clean")
 
     def _view(self, offset: int, entry: Entry) -> Bytes:
         size = entry.height * entry.width * 3

@@ -56,7 +56,6 @@ def train_clip(
     """Train CLIP contrastively and write ``clip.pt`` into ``out``; resumes from it."""
     config = preset.embedder.clip
     clip = build_clip(config)
-    patch_dropout = clip.visual.patch_dropout
     from open_clip.transformer import PatchDropout
 
     clip.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
@@ -71,7 +70,6 @@ def train_clip(
         return contrastive_loss(image_features.float(), text_features.float(), scale)
 
     _train("clip", clip, loss, data, out, steps)
-    clip.visual.patch_dropout = patch_dropout
 
 
 def train_blip(

@@ -24,7 +24,7 @@ from training.pool import build_pool, read_folder, read_pairs
 from training.pretrain import contrastive_loss
 from training.views import StageOneData, load_pretrained, prepare_stage1
 from vlmir.config import load_preset
-from vlmir.vlm.clip import DegradationCLIP
+from vlmir.vlm.clip import DegradationCLIP, encode_tower
 
 __all__ = ["main", "train", "train_stem"]
 
@@ -42,20 +42,13 @@ def stage1_loss(network: DegradationCLIP, batch: StageOneData) -> tuple[Tensor, 
     half = batch.captioned
     f_D, control = network.controller(views)
     kept = [hidden[:half] for hidden in control]
-    f_I = encode_tower_half(network, views[:half], kept)
+    f_I = encode_tower(network.clip.visual, views[:half, :3], kept)
     scale = network.logit_scale.exp().clamp(max=100)
     content = contrastive_loss(f_I.float(), batch.f_GT[:half], scale)
     degradation = F.cross_entropy(network.degradation_logits(f_D.float()), batch.labels)
     f_T = network.encode_caption(batch.lq_ids).float()
     caption = (1 - F.cosine_similarity(f_T, batch.f_GT)).mean()
     return content, degradation, caption
-
-
-def encode_tower_half(network: DegradationCLIP, views: Tensor, control: list[Tensor]) -> Tensor:
-    """f_I of views whose control is known already."""
-    from vlmir.vlm.clip import encode_tower
-
-    return encode_tower(network.clip.visual, views[:, :3], control)
 
 
 def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:

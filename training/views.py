@@ -161,8 +161,7 @@ def _prepare(
 def _pictures(pool: Pool, label: str, rng: np.random.Generator) -> Iterator[tuple[Bytes, Bytes]]:
     """(LQ, GT) pictures of one label: fresh damage on cuts of the clean photos, and cuts of real pairs."""
     clean = [i for i, entry in enumerate(pool.entries) if entry.label == "clean"]
-    last = max(pool.entries[i].photo for i in clean)
-    real = [i for i, e in enumerate(pool.entries) if e.label == label and e.photo > last]
+    real = [i for i, e in enumerate(pool.entries) if e.label == label and pool.is_real(e)]
     for _ in range(PER_LABEL * (1 + (label in HARD))):
         if real and rng.random() < REAL_SHARE:
             i = int(rng.choice(real))

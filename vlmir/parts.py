@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,6 @@ def save_bundle(
 
 
 def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    import re
-
     return {name: tensor for name, tensor in state.items() if not re.search(_TIED, name)}
 
 
