@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from training.loop import load_checkpoint
 from training.views import load_pretrained
@@ -30,6 +31,8 @@ def export(
 ) -> None:
     """Write the bundle ``out`` from the checkpoints of pretraining and both stages.
 
+    The label prototypes are those that stage 2 last trained with (the newest ``pool-*.safetensors``).
+
     Raises:
         FileNotFoundError: A checkpoint is missing.
     """
@@ -37,6 +40,12 @@ def export(
     parts = load_pretrained(preset, pretrained)
     network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
     network.load_state_dict(_checkpoint(stage1 / "embedder.pt")["model"])
+    measured = sorted(stage1.glob("pool-*.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not measured:
+        raise FileNotFoundError(
+            f"{stage1}/pool-*.safetensors is missing: run training.stage2 first."
+        )
+    network.prototypes.copy_(load_file(measured[-1])["prototypes"])
     unet = UNet(preset.sampler.unet)
     unet.load_state_dict(_checkpoint(stage2 / "sampler.pt")["ema"])
     save_bundle(

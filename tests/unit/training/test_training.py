@@ -23,7 +23,7 @@ from training.stage2 import train as train_stage2
 from training.views import load_pretrained, prepare_stage1
 from vlmir.bundle import load_bundle
 from vlmir.degradations import LABELS
-from vlmir.parts import build_unet
+from vlmir.parts import build_embedder, build_unet
 from vlmir.vlm.clip import DegradationCLIP
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.tokenizer import CaptionTokenizer
@@ -137,14 +137,17 @@ def test_all_stages_from_photos_to_a_bundle(
     data = prepare_stage1(PRESET, parts, pool, captioned, one / "data.pt")
     train_stage1(network, data, one, 2)
     embedder = ClipEmbedder(network, tokenizer, LABELS)
-    conditions = embed_pool(pool, parts.captioner, embedder, one / "pool.safetensors")
+    conditions = embed_pool(pool, parts.captioner, embedder, one / "pool-1.safetensors")
     assert conditions.f_T.shape == (len(pool), 32)
     loader = CropLoader(pool, conditions, LABELS, seed=0)
     train_stage2(PRESET, loader, two, steps=2, batch=2, size=32, compiled=False)
     monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
     folders = {"pretrained": pretrained, "stage1": one, "stage2": two}
     export(tmp_path / "bundle", **folders, release="test-1", metrics={})
-    assert load_bundle(tmp_path / "bundle").release == "test-1"
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.release == "test-1"
+    shipped = build_embedder(bundle).network.prototypes
+    assert torch.allclose(shipped, conditions.prototypes, rtol=1e-2, atol=1e-3)
 
 
 def test_checkpoints_are_atomic_and_plain(tmp_path: Path) -> None:
