@@ -29,6 +29,8 @@ class RestoreOptions:
     """Seed of the noise, 0…2⁶³−1. It matters where more than one step is made."""
     realism: float | None = None
     """0: the posterior mean (most faithful) … 1: a sample (most natural). None: 0 for one step, 1 for more."""
+    ensemble: bool = False
+    """Average over the picture and its three mirror images at every evaluation: four times the work, less error."""
     caption: str | None = None
     """What the picture shows, in place of the captioner's sentence."""
     use_caption: bool = True

@@ -255,6 +255,7 @@ class Restorer:
             solver=plan.solver,
             steps=steps,
             realism=plan.realism,
+            ensemble=plan.ensemble,
             strength=share,
             width=source.width,
             height=source.height,
@@ -301,7 +302,13 @@ class Restorer:
         default = SAMPLE_STEPS if options.realism else self._steps
         steps = default if options.steps is None else options.steps
         realism = float(steps > 1) if options.realism is None else options.realism
-        return Plan(steps=steps, solver=solver, realism=realism, tile=options.tile)
+        return Plan(
+            steps=steps,
+            solver=solver,
+            realism=realism,
+            tile=options.tile,
+            ensemble=options.ensemble,
+        )
 
     def _open(self, image: Source) -> Image:
         """The picture decoded, its limits checked first."""

@@ -46,6 +46,8 @@ class Report:
     steps: int
     """Network evaluations made; 0 where the picture was left as it is."""
     realism: float
+    ensemble: bool
+    """Whether mirror images were averaged at every evaluation."""
     strength: float
     """Share of the correction applied, after the clean label's share was taken off."""
     width: int

@@ -17,9 +17,12 @@ from vlmir.errors import VlmirError
 from vlmir.image.tiles import TilePlan, plan_tiles
 from vlmir.nn import Conditioning, UNet
 
-__all__ = ["Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
+__all__ = ["MIRRORS", "Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
 
 Pixels = npt.NDArray[np.float32]
+
+MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""The axes along which a picture is flipped: as it is, left–right, top–bottom, both."""
 
 
 class Conditions(NamedTuple):
@@ -45,6 +48,8 @@ class Plan:
     """0: the posterior mean, the most faithful picture; 1: a sample, the most real; between: the line joining them."""
     tile: int | None
     """Tile side in pixels; 0 for none, None for the preset's."""
+    ensemble: bool = False
+    """Whether each evaluation is the mean over the picture's four mirror images."""
 
 
 class SampleStep(NamedTuple):
@@ -96,7 +101,7 @@ class DiffusionSampler:
             pictures: B low-quality pictures, H×W×3, RGB, 0…1.
             conditions: One for each.
             seeds: One for each.
-            plan: Steps, solver, realism, tiling.
+            plan: Steps, solver, realism, tiling, ensemble.
 
         Yields:
             A :class:`SampleStep` after each evaluation.
@@ -111,12 +116,13 @@ class DiffusionSampler:
         mu = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         tiles = self.tile_plan(mu.shape[2], mu.shape[3], plan.tile)
         conditioning = self._prepare(conditions)
+        mirrors = MIRRORS if plan.ensemble else MIRRORS[:1]
         runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
         requests = [next(run) for run in runs]
         mean: Tensor | None = None
         for step in range(1, plan.steps + 1):
             x, t = torch.stack([x for x, _ in requests]), requests[0][1]
-            x0 = self._predict(x, mu, t, conditioning, tiles)
+            x0 = self._predict(x, mu, t, conditioning, tiles, mirrors)
             mean = x0 if mean is None else mean
             yield SampleStep(step, x0)
             if step < plan.steps:
@@ -148,19 +154,33 @@ class DiffusionSampler:
 
     @torch.inference_mode()
     def _predict(
-        self, x: Tensor, mu: Tensor, t: int, conditioning: Conditioning, tiles: TilePlan
+        self,
+        x: Tensor,
+        mu: Tensor,
+        t: int,
+        conditioning: Conditioning,
+        tiles: TilePlan,
+        mirrors: Sequence[tuple[int, ...]],
     ) -> Tensor:
-        """x̂₀ of all pictures, window by window."""
+        """x̂₀ of all pictures, window by window; of each window the mean over its mirror images.
+
+        A restorer should turn a mirrored picture into the mirrored result; where it does not, the mean is nearer to
+        the truth than any one of them (Timofte et al. 2016, "Seven ways to improve example-based single image super
+        resolution", section 3.6).
+        """
         times = torch.full((1,), t)
         batch, channels = x.shape[:2]
 
-        def window(rows: slice, columns: slice) -> Tensor:
+        def mirrored(rows: slice, columns: slice, axes: tuple[int, ...]) -> Tensor:
             x_w, mu_w = (
-                part[..., rows, columns].contiguous(memory_format=torch.channels_last)
+                part[..., rows, columns].flip(axes).contiguous(memory_format=torch.channels_last)
                 for part in (x, mu)
             )
             output = self.unet(x_w, mu_w, times, conditioning)
-            return self.schedule.to_x0(output, x_w, mu_w, t, self.config.prediction)
+            return self.schedule.to_x0(output, x_w, mu_w, t, self.config.prediction).flip(axes)
+
+        def window(rows: slice, columns: slice) -> Tensor:
+            return torch.stack([mirrored(rows, columns, axes) for axes in mirrors]).mean(0)
 
         patches = (window(*w.slices) for w in tiles.windows)
         if len(tiles.windows) == 1:

@@ -86,6 +86,7 @@ def test_all_options_arrive() -> None:
         solver="ddim",
         seed=7,
         realism=0.3,
+        ensemble=True,
         caption="a cat",
         degradation="noisy",
         strength=0.9,

@@ -11,7 +11,7 @@ import torch
 from vlmir.bundle import load_bundle
 from vlmir.errors import OptionError, VlmirError
 from vlmir.parts import build_unet
-from vlmir.sampling import Conditions, DiffusionSampler, Plan
+from vlmir.sampling import MIRRORS, Conditions, DiffusionSampler, Plan
 
 NOTHING = Conditions(None, None, None)
 
@@ -80,6 +80,30 @@ def test_realism_is_a_line_from_the_mean_to_a_sample(sampler: DiffusionSampler) 
     assert np.array_equal(mean, one_step)
     inside = (half > 0) & (half < 1) & (mean > 0) & (mean < 1) & (sample > 0) & (sample < 1)
     assert np.abs(half - (mean + sample) / 2)[inside].max() < 1e-5
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_an_ensemble_turns_a_mirrored_picture_into_the_mirrored_result(
+    sampler: DiffusionSampler, axis: int
+) -> None:
+    lq = torch.from_numpy(pictures(1, 40, 56)[0]).permute(2, 0, 1)[None]
+    conditioning, tiles = sampler._prepare([NOTHING]), sampler.tile_plan(40, 56, 0)
+
+    def off(mirrors: tuple[tuple[int, ...], ...]) -> float:
+        straight, mirrored = (
+            sampler._predict(x, x, 100, conditioning, tiles, mirrors) for x in (lq, lq.flip(axis))
+        )
+        return float((straight - mirrored.flip(axis)).abs().max())
+
+    assert off(MIRRORS) < 1e-5 < off(MIRRORS[:1])
+
+
+def test_an_ensemble_is_chosen_by_the_plan(sampler: DiffusionSampler) -> None:
+    lq = pictures(1)
+    alone, ensemble = (
+        run(sampler, lq, [NOTHING], [1], plan(ensemble=chosen))[0] for chosen in (False, True)
+    )
+    assert np.abs(alone - ensemble).max() > 1e-4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 2)])

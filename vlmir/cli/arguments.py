@@ -64,9 +64,13 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     model.add_argument(
         "--realism",
         type=_unit,
-        default=0.0,
         metavar="0…1",
-        help="0 most faithful, 1 most detailed (default: 0)",
+        help="0 most faithful, 1 most detailed (default: 0 for one step, 1 for more)",
+    )
+    model.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="average over mirror images: fewer errors, four times the work",
     )
     model.add_argument(
         "--strength",

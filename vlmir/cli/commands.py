@@ -25,6 +25,7 @@ _PASSED_ON = (
     "solver",
     "seed",
     "realism",
+    "ensemble",
     "caption",
     "degradation",
     "strength",

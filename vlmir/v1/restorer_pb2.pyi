@@ -37,6 +37,7 @@ class RestoreOptions(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
     LOSSLESS_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Network evaluations, at least 1. Default: the bundle's."""
     solver: _builtins.str
@@ -44,7 +45,7 @@ class RestoreOptions(_message.Message):
     seed: _builtins.int
     """Seed of the noise; the same seed, picture, options and release give the same pixels. Default 0."""
     realism: _builtins.float
-    """0 for the most faithful picture, 1 for the most realistic. Default 0."""
+    """0 for the most faithful picture, 1 for the most realistic. Default: 0 for one step, 1 for more."""
     caption: _builtins.str
     """Says what the picture shows, in place of the captioner. Default: the captioner's sentence."""
     use_caption: _builtins.bool
@@ -61,6 +62,8 @@ class RestoreOptions(_message.Message):
     """Quality of lossy formats, 1 to 100. Default: the encoder's."""
     lossless: _builtins.bool
     """True for lossless WebP. Default false."""
+    ensemble: _builtins.bool
+    """True to average over mirror images at every evaluation: fewer errors, four times the work. Default false."""
     def __init__(
         self,
         *,
@@ -76,15 +79,18 @@ class RestoreOptions(_message.Message):
         format: _image_pb2.ImageFormat.ValueType | None = ...,
         quality: _builtins.int | None = ...,
         lossless: _builtins.bool | None = ...,
+        ensemble: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_degradation", b"_degradation", "_format", b"_format", "_lossless", b"_lossless", "_quality", b"_quality", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_strength", b"_strength", "_tile", b"_tile", "_use_caption", b"_use_caption", "caption", b"caption", "degradation", b"degradation", "format", b"format", "lossless", b"lossless", "quality", b"quality", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile", b"tile", "use_caption", b"use_caption"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_degradation", b"_degradation", "_ensemble", b"_ensemble", "_format", b"_format", "_lossless", b"_lossless", "_quality", b"_quality", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_strength", b"_strength", "_tile", b"_tile", "_use_caption", b"_use_caption", "caption", b"caption", "degradation", b"degradation", "ensemble", b"ensemble", "format", b"format", "lossless", b"lossless", "quality", b"quality", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile", b"tile", "use_caption", b"use_caption"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_degradation", b"_degradation", "_format", b"_format", "_lossless", b"_lossless", "_quality", b"_quality", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_strength", b"_strength", "_tile", b"_tile", "_use_caption", b"_use_caption", "caption", b"caption", "degradation", b"degradation", "format", b"format", "lossless", b"lossless", "quality", b"quality", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile", b"tile", "use_caption", b"use_caption"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_caption", b"_caption", "_degradation", b"_degradation", "_ensemble", b"_ensemble", "_format", b"_format", "_lossless", b"_lossless", "_quality", b"_quality", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_strength", b"_strength", "_tile", b"_tile", "_use_caption", b"_use_caption", "caption", b"caption", "degradation", b"degradation", "ensemble", b"ensemble", "format", b"format", "lossless", b"lossless", "quality", b"quality", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile", b"tile", "use_caption", b"use_caption"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__caption: _TypeAlias = _typing.Literal["caption"]  # noqa: Y015
     _WhichOneofArgType__caption: _TypeAlias = _typing.Literal["_caption", b"_caption"]  # noqa: Y015
     _WhichOneofReturnType__degradation: _TypeAlias = _typing.Literal["degradation"]  # noqa: Y015
     _WhichOneofArgType__degradation: _TypeAlias = _typing.Literal["_degradation", b"_degradation"]  # noqa: Y015
+    _WhichOneofReturnType__ensemble: _TypeAlias = _typing.Literal["ensemble"]  # noqa: Y015
+    _WhichOneofArgType__ensemble: _TypeAlias = _typing.Literal["_ensemble", b"_ensemble"]  # noqa: Y015
     _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
     _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
     _WhichOneofReturnType__lossless: _TypeAlias = _typing.Literal["lossless"]  # noqa: Y015
@@ -109,6 +115,8 @@ class RestoreOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__caption) -> _WhichOneofReturnType__caption | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__degradation) -> _WhichOneofReturnType__degradation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ensemble) -> _WhichOneofReturnType__ensemble | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
     @_typing.overload
@@ -384,6 +392,7 @@ class Report(_message.Message):
     TILE_SIZE_FIELD_NUMBER: _builtins.int
     MILLISECONDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """Caption that steered it; empty when restored without one."""
     degradation: _builtins.str
@@ -408,6 +417,8 @@ class Report(_message.Message):
     """Number of tiles, 1 when untiled."""
     tile_size: _builtins.int
     """Side of the tiles in pixels, 0 when untiled."""
+    ensemble: _builtins.bool
+    """Whether mirror images were averaged at every evaluation."""
     @_builtins.property
     def degradations(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Probability of each degradation label; they sum to 1."""
@@ -443,10 +454,11 @@ class Report(_message.Message):
         tile_size: _builtins.int = ...,
         milliseconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        ensemble: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "degradation", b"degradation", "degradations", b"degradations", "digests", b"digests", "height", b"height", "milliseconds", b"milliseconds", "realism", b"realism", "release", b"release", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile_size", b"tile_size", "tiles", b"tiles", "warnings", b"warnings", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "degradation", b"degradation", "degradations", b"degradations", "digests", b"digests", "ensemble", b"ensemble", "height", b"height", "milliseconds", b"milliseconds", "realism", b"realism", "release", b"release", "seed", b"seed", "solver", b"solver", "steps", b"steps", "strength", b"strength", "tile_size", b"tile_size", "tiles", b"tiles", "warnings", b"warnings", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

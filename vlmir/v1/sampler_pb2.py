@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vlmir.v1 import image_pb2 as vlmir_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vlmir/v1/sampler.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\xa6\x01\n\nConditions\x12#\n\x04text\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x00\x88\x01\x01\x12$\n\x05image\x18\x02 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x01\x88\x01\x01\x12*\n\x0b\x64\x65gradation\x18\x03 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x02\x88\x01\x01\x42\x07\n\x05_textB\x08\n\x06_imageB\x0e\n\x0c_degradation\"\xa7\x01\n\rSampleOptions\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06solver\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07realism\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04tile\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\x08\n\x06_stepsB\t\n\x07_solverB\x07\n\x05_seedB\n\n\x08_realismB\x07\n\x05_tile\"\xec\x01\n\rSampleRequest\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.Tensor\x12(\n\nconditions\x18\x02 \x01(\x0b\x32\x14.vlmir.v1.Conditions\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.vlmir.v1.SampleOptions\x12\x10\n\x08previews\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07release\x18\x07 \x01(\tB\x11\n\x0f_time_budget_ms\"k\n\x0eSampleResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.vlmir.v1.ProgressH\x00\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.vlmir.v1.SampleResultH\x00\x42\x07\n\x05\x65vent\"\xf7\x01\n\x0cSampleResult\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.Tensor\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x0e\n\x06solver\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\x05\x12\r\n\x05tiles\x18\x05 \x01(\x05\x12\x11\n\ttile_size\x18\x06 \x01(\x05\x12>\n\x0cmilliseconds\x18\x07 \x03(\x0b\x32(.vlmir.v1.SampleResult.MillisecondsEntry\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1b\n\x19SamplerServiceInfoRequest\"\x8a\x01\n\x1aSamplerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo\x12\x0f\n\x07solvers\x18\x02 \x03(\t\x12\x18\n\x10\x65mbedder_release\x18\x03 \x01(\t\x12\x19\n\x11\x63\x61ptioner_release\x18\x04 \x01(\t2\xa2\x01\n\x0eSamplerService\x12=\n\x06Sample\x12\x17.vlmir.v1.SampleRequest\x1a\x18.vlmir.v1.SampleResponse0\x01\x12Q\n\x04Info\x12#.vlmir.v1.SamplerServiceInfoRequest\x1a$.vlmir.v1.SamplerServiceInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vlmir/v1/sampler.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\xa6\x01\n\nConditions\x12#\n\x04text\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x00\x88\x01\x01\x12$\n\x05image\x18\x02 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x01\x88\x01\x01\x12*\n\x0b\x64\x65gradation\x18\x03 \x01(\x0b\x32\x10.vlmir.v1.TensorH\x02\x88\x01\x01\x42\x07\n\x05_textB\x08\n\x06_imageB\x0e\n\x0c_degradation\"\xcb\x01\n\rSampleOptions\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06solver\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07realism\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04tile\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x15\n\x08\x65nsemble\x18\x06 \x01(\x08H\x05\x88\x01\x01\x42\x08\n\x06_stepsB\t\n\x07_solverB\x07\n\x05_seedB\n\n\x08_realismB\x07\n\x05_tileB\x0b\n\t_ensemble\"\xec\x01\n\rSampleRequest\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.Tensor\x12(\n\nconditions\x18\x02 \x01(\x0b\x32\x14.vlmir.v1.Conditions\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.vlmir.v1.SampleOptions\x12\x10\n\x08previews\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07release\x18\x07 \x01(\tB\x11\n\x0f_time_budget_ms\"k\n\x0eSampleResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.vlmir.v1.ProgressH\x00\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.vlmir.v1.SampleResultH\x00\x42\x07\n\x05\x65vent\"\xf7\x01\n\x0cSampleResult\x12 \n\x06pixels\x18\x01 \x01(\x0b\x32\x10.vlmir.v1.Tensor\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x0e\n\x06solver\x18\x03 \x01(\t\x12\r\n\x05steps\x18\x04 \x01(\x05\x12\r\n\x05tiles\x18\x05 \x01(\x05\x12\x11\n\ttile_size\x18\x06 \x01(\x05\x12>\n\x0cmilliseconds\x18\x07 \x03(\x0b\x32(.vlmir.v1.SampleResult.MillisecondsEntry\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1b\n\x19SamplerServiceInfoRequest\"\x8a\x01\n\x1aSamplerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo\x12\x0f\n\x07solvers\x18\x02 \x03(\t\x12\x18\n\x10\x65mbedder_release\x18\x03 \x01(\t\x12\x19\n\x11\x63\x61ptioner_release\x18\x04 \x01(\t2\xa2\x01\n\x0eSamplerService\x12=\n\x06Sample\x12\x17.vlmir.v1.SampleRequest\x1a\x18.vlmir.v1.SampleResponse0\x01\x12Q\n\x04Info\x12#.vlmir.v1.SamplerServiceInfoRequest\x1a$.vlmir.v1.SamplerServiceInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONDITIONS']._serialized_start=59
   _globals['_CONDITIONS']._serialized_end=225
   _globals['_SAMPLEOPTIONS']._serialized_start=228
-  _globals['_SAMPLEOPTIONS']._serialized_end=395
-  _globals['_SAMPLEREQUEST']._serialized_start=398
-  _globals['_SAMPLEREQUEST']._serialized_end=634
-  _globals['_SAMPLERESPONSE']._serialized_start=636
-  _globals['_SAMPLERESPONSE']._serialized_end=743
-  _globals['_SAMPLERESULT']._serialized_start=746
-  _globals['_SAMPLERESULT']._serialized_end=993
-  _globals['_SAMPLERESULT_MILLISECONDSENTRY']._serialized_start=942
-  _globals['_SAMPLERESULT_MILLISECONDSENTRY']._serialized_end=993
-  _globals['_SAMPLERSERVICEINFOREQUEST']._serialized_start=995
-  _globals['_SAMPLERSERVICEINFOREQUEST']._serialized_end=1022
-  _globals['_SAMPLERSERVICEINFORESPONSE']._serialized_start=1025
-  _globals['_SAMPLERSERVICEINFORESPONSE']._serialized_end=1163
-  _globals['_SAMPLERSERVICE']._serialized_start=1166
-  _globals['_SAMPLERSERVICE']._serialized_end=1328
+  _globals['_SAMPLEOPTIONS']._serialized_end=431
+  _globals['_SAMPLEREQUEST']._serialized_start=434
+  _globals['_SAMPLEREQUEST']._serialized_end=670
+  _globals['_SAMPLERESPONSE']._serialized_start=672
+  _globals['_SAMPLERESPONSE']._serialized_end=779
+  _globals['_SAMPLERESULT']._serialized_start=782
+  _globals['_SAMPLERESULT']._serialized_end=1029
+  _globals['_SAMPLERESULT_MILLISECONDSENTRY']._serialized_start=978
+  _globals['_SAMPLERESULT_MILLISECONDSENTRY']._serialized_end=1029
+  _globals['_SAMPLERSERVICEINFOREQUEST']._serialized_start=1031
+  _globals['_SAMPLERSERVICEINFOREQUEST']._serialized_end=1058
+  _globals['_SAMPLERSERVICEINFORESPONSE']._serialized_start=1061
+  _globals['_SAMPLERSERVICEINFORESPONSE']._serialized_end=1199
+  _globals['_SAMPLERSERVICE']._serialized_start=1202
+  _globals['_SAMPLERSERVICE']._serialized_end=1364
 # @@protoc_insertion_point(module_scope)

@@ -77,6 +77,7 @@ class SampleOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REALISM_FIELD_NUMBER: _builtins.int
     TILE_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Network evaluations, at least 1."""
     solver: _builtins.str
@@ -87,6 +88,8 @@ class SampleOptions(_message.Message):
     """0 for the most faithful picture, 1 for the most realistic."""
     tile: _builtins.int
     """Side of the tiles in pixels; 0 never tiles."""
+    ensemble: _builtins.bool
+    """True to average over mirror images at every evaluation."""
     def __init__(
         self,
         *,
@@ -95,11 +98,14 @@ class SampleOptions(_message.Message):
         seed: _builtins.int | None = ...,
         realism: _builtins.float | None = ...,
         tile: _builtins.int | None = ...,
+        ensemble: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_tile", b"_tile", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "tile", b"tile"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ensemble", b"_ensemble", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_tile", b"_tile", "ensemble", b"ensemble", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "tile", b"tile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_tile", b"_tile", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ensemble", b"_ensemble", "_realism", b"_realism", "_seed", b"_seed", "_solver", b"_solver", "_steps", b"_steps", "_tile", b"_tile", "ensemble", b"ensemble", "realism", b"realism", "seed", b"seed", "solver", b"solver", "steps", b"steps", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ensemble: _TypeAlias = _typing.Literal["ensemble"]  # noqa: Y015
+    _WhichOneofArgType__ensemble: _TypeAlias = _typing.Literal["_ensemble", b"_ensemble"]  # noqa: Y015
     _WhichOneofReturnType__realism: _TypeAlias = _typing.Literal["realism"]  # noqa: Y015
     _WhichOneofArgType__realism: _TypeAlias = _typing.Literal["_realism", b"_realism"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -110,6 +116,8 @@ class SampleOptions(_message.Message):
     _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
     _WhichOneofReturnType__tile: _TypeAlias = _typing.Literal["tile"]  # noqa: Y015
     _WhichOneofArgType__tile: _TypeAlias = _typing.Literal["_tile", b"_tile"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ensemble) -> _WhichOneofReturnType__ensemble | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__realism) -> _WhichOneofReturnType__realism | None: ...
     @_typing.overload

@@ -34,7 +34,7 @@ def test_one_file(
 
 def test_options_reach_the_restorer(restorer: FakeRestorer, tmp_path: Path) -> None:
     source = write_picture(tmp_path / "in.png", "png")
-    options = "--steps 4 --solver ddim --seed 7 --realism 0.5 --strength 0.25 --tile 256"
+    options = "--steps 4 --solver ddim --seed 7 --realism 0.5 --strength 0.25 --tile 256 --ensemble"
     texts = ["--caption", "a cat", "--degradation", "noisy", "--quality", "80"]
     output = ["-o", str(tmp_path / "out.jpg"), "--bundle", "mine"]
     assert main(["restore", str(source), *output, *options.split(), *texts]) == 0
@@ -43,6 +43,7 @@ def test_options_reach_the_restorer(restorer: FakeRestorer, tmp_path: Path) -> N
     assert path == source
     assert (chosen.steps, chosen.solver, chosen.seed, chosen.tile) == (4, "ddim", 7, 256)
     assert (chosen.realism, chosen.strength, chosen.quality) == (0.5, 0.25, 80)
+    assert chosen.ensemble
     assert (chosen.caption, chosen.use_caption, chosen.degradation) == ("a cat", True, "noisy")
     assert (chosen.format, chosen.lossless) == ("jpeg", False)
 

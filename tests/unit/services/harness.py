@@ -90,6 +90,7 @@ def a_report(options: RestoreOptions, image: Image) -> Report:
         solver="ddim",
         steps=options.steps or 3,
         realism=0.5,
+        ensemble=True,
         strength=1.0,
         width=image.width,
         height=image.height,
