@@ -15,16 +15,16 @@ from training.pool import Pool
 __all__ = ["CropLoader", "Crops"]
 
 MIX: Mapping[str, float] = {
-    "noisy": 0.32,
-    "rainy": 0.21,
-    "hazy": 0.17,
-    "raindrop": 0.07,
-    "motion-blurry": 0.035,
-    "jpeg-compressed": 0.035,
+    "noisy": 0.36,
+    "rainy": 0.25,
+    "hazy": 0.13,
+    "raindrop": 0.06,
+    "motion-blurry": 0.03,
+    "jpeg-compressed": 0.03,
     "low-light": 0.035,
-    "shadowed": 0.035,
-    "snowy": 0.035,
-    "uncompleted": 0.035,
+    "shadowed": 0.03,
+    "snowy": 0.03,
+    "uncompleted": 0.03,
     "clean": 0.02,
 }
 """Share of each label in a batch: the paper's tasks first."""
@@ -106,8 +106,11 @@ class CropLoader:
         lq, gt = lq[window], gt[window]
         if rng.random() < 0.5:
             lq, gt = lq[:, ::-1], gt[:, ::-1]
-        if self._pool.entries[i].label not in _UPRIGHT and rng.random() < 0.5:
-            lq, gt = lq.swapaxes(0, 1), gt.swapaxes(0, 1)
+        if self._pool.entries[i].label not in _UPRIGHT:
+            if rng.random() < 0.5:
+                lq, gt = lq[::-1], gt[::-1]
+            if rng.random() < 0.5:
+                lq, gt = lq.swapaxes(0, 1), gt.swapaxes(0, 1)
         return lq, gt
 
 

@@ -53,7 +53,7 @@ def export(
         preset=preset,
         release=release,
         blip=parts.captioner.model,
-        tokenizer=pretrained / "tokenizer.json",
+        tokenizer=parts.words,
         embedder=network,
         unet=unet,
         metrics=metrics,

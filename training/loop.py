@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Log", "adamw", "cosine_rate", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Log", "adamw", "cosine_rate", "load_checkpoint", "mixed_precision", "save_checkpoint"]
 
 
 def adamw(
@@ -31,6 +31,16 @@ def adamw(
     return torch.optim.AdamW(
         parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=False
     )
+
+
+def mixed_precision() -> torch.autocast:
+    """bfloat16 autocast where the processor multiplies in it; float32 elsewhere.
+
+    Emulated bfloat16 is no saving: a step of stage 2 took 18 s instead of 0.9 s on a processor with AVX2 alone.
+    """
+    able = torch.cpu.get_capabilities()
+    bf16 = any(able.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
 
 def cosine_rate(step: int, *, total: int, warmup: int, peak: float, floor: float = 0.01) -> float:

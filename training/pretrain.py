@@ -1,12 +1,14 @@
 """Pretrain ``tiny``'s CLIP and BLIP on captioned photos: ``python -m training.pretrain --data FOLDER``.
 
 ``base`` starts from public CLIP and BLIP weights instead and needs no pretraining. The folder holds ``captions.json``
-(file name → list of captions), ``split.json`` (``train``, ``val``, ``test`` → file names) and ``images/``.
+(file name → list of captions), ``split.json`` (``train``, ``val``, ``test`` → file names) and ``images/``. With
+``--init BUNDLE`` both start from that bundle's weights and words; a part with no steps is kept as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.captioned import CaptionedPhotos
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
+from training.views import load_pretrained
 from vlmir.config import Preset, load_preset
 from vlmir.vlm.captioner import build_blip
 from vlmir.vlm.clip import build_clip
@@ -51,11 +54,17 @@ def contrastive_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tens
 
 
 def train_clip(
-    preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int
+    preset: Preset,
+    data: CaptionedPhotos,
+    tokenizer: CaptionTokenizer,
+    out: Path,
+    *,
+    steps: int,
+    clip: Any | None = None,
 ) -> None:
-    """Train CLIP contrastively and write ``clip.pt`` into ``out``; resumes from it."""
+    """Train CLIP contrastively, from random weights or those of ``clip``, into ``out/clip.pt``; resumes from it."""
     config = preset.embedder.clip
-    clip = build_clip(config)
+    clip = (clip or build_clip(config)).requires_grad_(True)
     from open_clip.transformer import PatchDropout
 
     clip.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
@@ -73,11 +82,17 @@ def train_clip(
 
 
 def train_blip(
-    preset: Preset, data: CaptionedPhotos, tokenizer: CaptionTokenizer, out: Path, steps: int
+    preset: Preset,
+    data: CaptionedPhotos,
+    tokenizer: CaptionTokenizer,
+    out: Path,
+    *,
+    steps: int,
+    blip: Any | None = None,
 ) -> None:
-    """Train BLIP's captioning loss and write ``blip.pt`` into ``out``; resumes from it."""
+    """Train BLIP's captioning loss, from random weights or those of ``blip``, into ``out/blip.pt``; resumes from it."""
     config = preset.captioner
-    blip = build_blip(config, tokenizer.vocab_size)
+    blip = (blip or build_blip(config, tokenizer.vocab_size)).requires_grad_(True)
     ids = tokenizer(data.flat_captions, config.max_tokens)
 
     def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,7 +118,7 @@ def _train(
     out: Path,
     steps: int,
 ) -> None:
-    """The loop of both models: AdamW, cosine, bf16 autocast, a checkpoint every 100 steps."""
+    """The loop of both models: AdamW, cosine, mixed precision, a checkpoint every 100 steps."""
     file = out / f"{name}.pt"
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
@@ -126,7 +141,7 @@ def _train(
             group["lr"] = cosine_rate(step, total=steps, warmup=50, peak=LEARNING_RATE)
         indices = data.train[torch.randint(len(data.train), (BATCH,), generator=generator)]
         with sdpa_kernel(SDPBackend.MATH):  # on CPUs, twice as fast as flash for 50 tokens
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision():
                 loss = loss_of(indices, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -134,15 +149,14 @@ def _train(
         optimizer.step()
         if (step + 1) % 25 == 0:
             log(step + 1, loss=loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            save_checkpoint(
-                file,
-                {
-                    "step": step + 1,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
-            )
+        if (step + 1) % 100 == 0 and step + 1 < steps:
+            _save(file, step + 1, model, optimizer)
+    _save(file, max(start, steps), model, optimizer)
+
+
+def _save(file: Path, step: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(file, state)
 
 
 def main() -> None:
@@ -152,20 +166,26 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/pretrain"), help="where checkpoints go"
     )
+    parser.add_argument("--init", type=Path, help="bundle whose CLIP and BLIP are trained further")
     parser.add_argument("--clip-steps", type=int, default=500)
     parser.add_argument("--blip-steps", type=int, default=500)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     preset = load_preset("tiny")
     data = CaptionedPhotos(arguments.data)
-    file = arguments.out / "tokenizer.json"
-    if not file.is_file():
-        CaptionTokenizer.train(
-            [*data.train_captions, *preset.labels], preset.embedder.clip.text_cfg.vocab_size, file
-        )
-    tokenizer = CaptionTokenizer(file)
-    train_clip(preset, data, tokenizer, arguments.out, arguments.clip_steps)
-    train_blip(preset, data, tokenizer, arguments.out, arguments.blip_steps)
+    words = arguments.out / "tokenizer.json"
+    clip = blip = None
+    if arguments.init is not None:
+        start = load_pretrained(preset, arguments.init)
+        clip, blip = start.clip, start.captioner.model
+        words.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(start.words, words)
+    elif not words.is_file():
+        vocabulary = preset.embedder.clip.text_cfg.vocab_size
+        CaptionTokenizer.train([*data.train_captions, *preset.labels], vocabulary, words)
+    tokenizer = CaptionTokenizer(words)
+    train_clip(preset, data, tokenizer, arguments.out, steps=arguments.clip_steps, clip=clip)
+    train_blip(preset, data, tokenizer, arguments.out, steps=arguments.blip_steps, blip=blip)
 
 
 if __name__ == "__main__":

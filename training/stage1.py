@@ -19,19 +19,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
 from training.pool import build_pool, read_folder, read_pairs
 from training.pretrain import contrastive_loss
-from training.views import StageOneData, load_pretrained, prepare_stage1
+from training.views import (
+    DamageData,
+    StageOneData,
+    load_pretrained,
+    prepare_damage,
+    prepare_stage1,
+)
+from vlmir.bundle import load_bundle
 from vlmir.config import load_preset
+from vlmir.parts import fill_embedder
 from vlmir.vlm.clip import DegradationCLIP, encode_tower
 
 __all__ = ["main", "train", "train_stem"]
 
 ALPHA = 0.5
 BATCH = 48
-STEM_BATCH = 96
-STEM_RATE = 3e-3
+STEM_BATCH = 48
+STEM_RATE = 1e-3
 LEARNING_RATE = 6e-4
 """The paper's 3e-5 is for 300 epochs from LAION weights; ``tiny`` makes two orders of magnitude fewer steps."""
 
@@ -51,21 +59,30 @@ def stage1_loss(network: DegradationCLIP, batch: StageOneData) -> tuple[Tensor, 
     return content, degradation, caption
 
 
-def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
-    """First phase: the controller's convolutional path alone learns to tell the labels apart."""
+def train_stem(network: DegradationCLIP, data: DamageData, out: Path, steps: int) -> None:
+    """First phase: the controller's convolutional path alone learns to tell the labels apart; then it is frozen.
+
+    A checkpoint every 100 steps; resumes from ``out/stem.pt``.
+    """
     stem = network.controller.stem
     if stem is None:
         return
-    optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
-    log = Log(out, "stem", steps)
     stem.train().to(memory_format=torch.channels_last)
-    for step in range(steps):
+    optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
+    file, start = out / "stem.pt", 0
+    state = load_checkpoint(file)
+    if state is not None:
+        start = state["step"]
+        stem.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    log = Log(out, "stem", steps, start=start)
+    for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step, total=steps, warmup=50, peak=STEM_RATE)
         batch = data.draw(STEM_BATCH, generator)
         views = batch.normalised_views().contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             f_D = stem(views)
         logits = network.degradation_logits(f_D.float())
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.02)
@@ -75,10 +92,20 @@ def train_stem(network: DegradationCLIP, data: StageOneData, out: Path, steps: i
         if (step + 1) % 50 == 0:
             right = (logits.argmax(1) == batch.labels).float().mean()
             log(step + 1, degradation=loss.item(), accuracy=right.item())
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            model, optim = stem.state_dict(), optimizer.state_dict()
+            save_checkpoint(file, {"step": step + 1, "model": model, "optimizer": optim})
 
 
 def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
-    """The loop: AdamW, cosine, bf16 autocast, a checkpoint every 50 steps; resumes from ``out/embedder.pt``."""
+    """Second phase, joint: AdamW, cosine, mixed precision; a checkpoint every 50 steps.
+
+    It resumes from ``out/embedder.pt``. The convolutional path stays as the first phase left it: on these fewer
+    pictures it would learn them by heart.
+    """
+    stem = network.controller.stem
+    if stem is not None:
+        stem.requires_grad_(False)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = adamw(parameters, rate=LEARNING_RATE, weight_decay=0.02)
     file = out / "embedder.pt"
@@ -90,13 +117,15 @@ def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -
         optimizer.load_state_dict(state["optimizer"])
     log = Log(out, "stage1", steps, start=start)
     network.train()
+    if stem is not None:
+        stem.eval()
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step, total=steps, warmup=20, peak=LEARNING_RATE)
         batch = data.draw(BATCH, generator)
         with sdpa_kernel(SDPBackend.MATH):
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision():
                 content, degradation, caption = stage1_loss(network, batch)
             loss = content + degradation + ALPHA * caption
             optimizer.zero_grad()
@@ -121,14 +150,20 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of clean photos")
     parser.add_argument("--pairs", type=Path, help="folder of real pairs, <label>/{lq,gt}")
     parser.add_argument("--captioned", type=Path, required=True, help="folder of captioned photos")
-    parser.add_argument("--pretrained", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        default=Path("runs/pretrain"),
+        help="what training.pretrain made, or a bundle",
+    )
     parser.add_argument("--pool", type=Path, default=Path("runs/pool"), help="made if not there")
     parser.add_argument("--out", type=Path, default=Path("runs/stage1"))
-    parser.add_argument("--stem-steps", type=int, default=1500, help="steps of the first phase")
-    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--stem-steps", type=int, default=900, help="steps of the first phase")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
         "--threads", type=int, help="CPU threads; the machine's number if not given"
     )
+    parser.add_argument("--init", type=Path, help="bundle whose embedder is trained further")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -136,14 +171,18 @@ def main() -> None:
     preset = load_preset("tiny")
     pairs = list(read_pairs(arguments.pairs)) if arguments.pairs else []
     pool = build_pool(arguments.pool, read_folder(arguments.photos), pairs)
-    parts = load_pretrained(preset, arguments.pretrained)
+    parts = load_pretrained(preset, arguments.init or arguments.pretrained)
     network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
     length = preset.embedder.clip.text_cfg.context_length
     network.set_labels(parts.tokenizer(preset.labels, length))
-    data = prepare_stage1(preset, parts, pool, arguments.captioned, arguments.out / "data.pt")
-    if not (arguments.out / "embedder.pt").is_file():
-        train_stem(network, data, arguments.out, arguments.stem_steps)
-    train(network, data, arguments.out, arguments.steps)
+    if arguments.init is not None:
+        fill_embedder(network, load_bundle(arguments.init))
+    out: Path = arguments.out
+    damage = prepare_damage(preset, pool, arguments.captioned, out / "damage.pt")
+    train_stem(network, damage, out, arguments.stem_steps)
+    del damage  # it takes more memory than the joint phase has to spare
+    data = prepare_stage1(preset, parts, pool, arguments.captioned, out / "data.pt")
+    train(network, data, out, arguments.steps)
 
 
 if __name__ == "__main__":

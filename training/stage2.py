@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.conditions import PoolConditions, embed_pool, no_conditions
 from training.crops import CropLoader, Crops
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
 from training.pool import Pool
 from training.views import load_pretrained
 from vlmir.bundle import load_bundle
@@ -74,7 +74,7 @@ def diffusion_loss(
     noise = torch.randn(crops.lq.shape, generator=generator)
     noise = noise.contiguous(memory_format=torch.channels_last)
     x_t = schedule.marginal(crops.gt, crops.lq, t, noise)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         output = unet(x_t, crops.lq, t, unet.prepare(*condition(unet, crops), batch))
     return loss(objective, schedule, output.float(), crops.gt, crops.lq, x_t, t, noise).mean()
 
@@ -92,7 +92,7 @@ def train(
 ) -> None:
     """Train from random weights, or from the U-Net of the bundle ``init``.
 
-    The loop: AdamW, cosine, bf16 autocast, EMA, a checkpoint every 250 steps; resumes from ``out/sampler.pt``.
+    The loop: AdamW, cosine, mixed precision, EMA, a checkpoint every 250 steps; resumes from ``out/sampler.pt``.
     """
     config = preset.sampler
     schedule = IRSDE(**vars(config.schedule))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +18,33 @@ from training.loop import load_checkpoint, save_checkpoint
 from training.pool import Bytes, Pool, degrade_bytes
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset
-from vlmir.parts import build_captioner, build_embedder
+from vlmir.parts import build_captioner, build_frozen_clip
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import build_clip
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
 from vlmir.vlm.tokenizer import CaptionTokenizer
 
-__all__ = ["Pretrained", "StageOneData", "load_pretrained", "prepare_stage1", "to_tensor"]
+__all__ = [
+    "DamageData",
+    "Pretrained",
+    "StageOneData",
+    "load_pretrained",
+    "prepare_damage",
+    "prepare_stage1",
+    "to_tensor",
+]
 
-CAPTIONED = 5500
-"""Captioned photos, each degraded once."""
+CAPTIONED = 4000
+"""Captioned photos in the joint phase, each degraded once."""
 
-PER_LABEL = 800
-"""Pictures of each label cut from the clean photos and real pairs."""
+PER_LABEL = 200
+"""Pictures of each label in the joint phase, cut from the clean photos and real pairs."""
+
+DAMAGE_PER_LABEL = 1500
+"""Pictures of each label in the first phase, cut from the clean photos and real pairs."""
+
+DAMAGE_CAPTIONED = 500
+"""Captioned photos with each label in the first phase: small, but of many more scenes."""
 
 HARD = ("clean", "shadowed", "raindrop", "snowy")
 """Labels that are told apart with difficulty and get twice as many."""
@@ -44,6 +59,8 @@ class Pretrained(NamedTuple):
     clip: Any
     captioner: BlipCaptioner
     tokenizer: CaptionTokenizer
+    words: Path
+    """The tokenizer's file."""
 
 
 def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
@@ -54,10 +71,12 @@ def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
     """
     if (folder / "bundle.json").is_file():
         bundle = load_bundle(folder)
-        words = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
-        clip = build_embedder(bundle).network.clip
-        return Pretrained(clip, build_captioner(bundle), words)
-    tokenizer = CaptionTokenizer(folder / "tokenizer.json")
+        words = bundle.file("captioner", "tokenizer.json")
+        tokenizer = CaptionTokenizer(words)
+        captioner = BlipCaptioner(preset.captioner, build_captioner(bundle).model, tokenizer)
+        return Pretrained(build_frozen_clip(bundle).eval(), captioner, tokenizer, words)
+    words = folder / "tokenizer.json"
+    tokenizer = CaptionTokenizer(words)
     clip = build_clip(preset.embedder.clip)
     blip = build_blip(preset.captioner, tokenizer.vocab_size)
     for name, model in (("clip", clip), ("blip", blip)):
@@ -65,17 +84,34 @@ def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
         if state is None:
             raise FileNotFoundError(f"{folder / name}.pt is missing: run training.pretrain first.")
         model.load_state_dict(state["model"])
-    return Pretrained(clip.eval(), BlipCaptioner(preset.captioner, blip, tokenizer), tokenizer)
+    captioner = BlipCaptioner(preset.captioner, blip, tokenizer)
+    return Pretrained(clip.eval(), captioner, tokenizer, words)
 
 
 @dataclass
-class StageOneData:
-    """N degraded pictures; the first ``captioned`` are captioned photos, the others come from the pool."""
+class DamageData:
+    """N degraded pictures with their labels, for the first phase."""
 
     views: Tensor
     """N×C×S×S uint8: content view, then detail view."""
     labels: Tensor
     """N label numbers, int64."""
+
+    def draw(self, count: int, generator: torch.Generator) -> DamageData:
+        """A random batch with each label as likely as any other, mirrored at random."""
+        weights = 1 / self.labels.bincount()[self.labels]
+        index = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return DamageData(_mirrored(self.views[index], generator), self.labels[index])
+
+    def normalised_views(self) -> Tensor:
+        """The views as the network reads them."""
+        return normalize(self.views.float() / 255)
+
+
+@dataclass
+class StageOneData(DamageData):
+    """N degraded pictures; the first ``captioned`` are captioned photos, the others come from the pool."""
+
     lq_ids: Tensor
     """N×L ids of the captions of the degraded pictures."""
     f_GT: Tensor
@@ -88,14 +124,13 @@ class StageOneData:
         first = torch.randint(self.captioned, (half,), generator=generator)
         second = torch.randint(self.captioned, total, (count - half,), generator=generator)
         index = torch.cat([first, second])
-        views = self.views[index]
-        flip = torch.rand(count, generator=generator) < 0.5
-        views = torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
+        views = _mirrored(self.views[index], generator)
         return StageOneData(views, self.labels[index], self.lq_ids[index], self.f_GT[index], half)
 
-    def normalised_views(self) -> Tensor:
-        """The views as the network reads them."""
-        return normalize(self.views.float() / 255)
+
+def _mirrored(views: Tensor, generator: torch.Generator) -> Tensor:
+    flip = torch.rand(len(views), generator=generator) < 0.5
+    return torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
 
 
 def to_tensor(pixels_HWC: Bytes) -> Tensor:
@@ -104,10 +139,31 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
     return pixels.float() / 255
 
 
+def prepare_damage(preset: Preset, pool: Pool, captioned: Path, cache: Path) -> DamageData:
+    """Degrade and view pictures for the first phase once; later runs read ``cache``."""
+    state = load_checkpoint(cache)
+    if state is None:
+        photos, rng = CaptionedPhotos(captioned), np.random.default_rng(1)
+        size = preset.embedder.clip.vision_cfg.image_size
+        views, labels = [], []
+        for number, label in enumerate(preset.labels):
+            times = 1 + (label in HARD)
+            small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
+            degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
+            cut = (lq for lq, _ in _pictures(pool, label, DAMAGE_PER_LABEL * times, rng))
+            new = [_both_views(to_tensor(lq), size) for lq in chain(degraded, cut)]
+            views += new
+            labels += [number] * len(new)
+            print(f"degrading for the first phase: {label}, {len(new)} pictures", flush=True)
+        state = {"views": torch.cat(views), "labels": torch.tensor(labels)}
+        save_checkpoint(cache, state)
+    return DamageData(**state)
+
+
 def prepare_stage1(
     preset: Preset, parts: Pretrained, pool: Pool, captioned: Path, cache: Path
 ) -> StageOneData:
-    """Degrade, view, caption and embed everything once; later runs read ``cache``."""
+    """Degrade, view, caption and embed the pictures of the joint phase once; later runs read ``cache``."""
     state = load_checkpoint(cache)
     if state is None:
         state = _prepare(preset, parts, pool, CaptionedPhotos(captioned))
@@ -124,22 +180,18 @@ def _prepare(
     views, small, labels, gt_captions = [], [], [], []
 
     def add(pixels: Tensor, label: int) -> None:
-        view = torch.cat([content_view(pixels, size), detail_view(pixels, size)], dim=1)
-        views.append((view * 255).round().to(torch.uint8))
+        views.append(_both_views(pixels, size))
         small.append((content_view(pixels, preset.captioner.image_size) * 255).to(torch.uint8))
         labels.append(label)
 
     chosen = rng.permutation(photos.train.numpy())[:CAPTIONED].tolist()
     for i in chosen:
         label = int(rng.integers(len(preset.labels)))
-        clean = photos.images[i].permute(1, 2, 0).numpy()
-        seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
-        lq = degrade_bytes(clean, preset.labels[label], seed=seed, strength=strength)
-        add(to_tensor(lq), label)
+        add(to_tensor(_damaged_photo(photos, i, preset.labels[label], rng)), label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
     clean_views: list[Tensor] = []
     for number, label_name in enumerate(preset.labels):
-        for lq, gt in _pictures(pool, label_name, rng):
+        for lq, gt in _pictures(pool, label_name, PER_LABEL * (1 + (label_name in HARD)), rng):
             add(to_tensor(lq), number)
             view = content_view(to_tensor(gt), preset.captioner.image_size)
             clean_views.append((view * 255).to(torch.uint8))
@@ -158,11 +210,26 @@ def _prepare(
     }
 
 
-def _pictures(pool: Pool, label: str, rng: np.random.Generator) -> Iterator[tuple[Bytes, Bytes]]:
+def _both_views(pixels: Tensor, size: int) -> Tensor:
+    """1×3×H×W, 0…1 → 1×6×S×S uint8: content view, then detail view."""
+    view = torch.cat([content_view(pixels, size), detail_view(pixels, size)], dim=1)
+    return (view * 255).round().to(torch.uint8)
+
+
+def _damaged_photo(photos: CaptionedPhotos, i: int, label: str, rng: np.random.Generator) -> Bytes:
+    """Captioned photo ``i`` with fresh damage."""
+    clean = photos.images[i].permute(1, 2, 0).numpy()
+    seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
+    return degrade_bytes(clean, label, seed=seed, strength=strength)
+
+
+def _pictures(
+    pool: Pool, label: str, count: int, rng: np.random.Generator
+) -> Iterator[tuple[Bytes, Bytes]]:
     """(LQ, GT) pictures of one label: fresh damage on cuts of the clean photos, and cuts of real pairs."""
     clean = [i for i, entry in enumerate(pool.entries) if entry.label == "clean"]
     real = [i for i, e in enumerate(pool.entries) if e.label == label and pool.is_real(e)]
-    for _ in range(PER_LABEL * (1 + (label in HARD))):
+    for _ in range(count):
         if real and rng.random() < REAL_SHARE:
             i = int(rng.choice(real))
             rows, columns = _cut(pool.gt(i).shape, rng)

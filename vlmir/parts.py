@@ -18,11 +18,18 @@ from vlmir.daclip import load_strictly
 from vlmir.errors import BundleError
 from vlmir.nn import UNet
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
-from vlmir.vlm.clip import DegradationCLIP, build_clip, lora_tensors, merge_lora
+from vlmir.vlm.clip import DegradationCLIP, build_clip, load_lora, lora_tensors, merge_lora
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.tokenizer import CaptionTokenizer
 
-__all__ = ["build_captioner", "build_embedder", "build_unet", "save_bundle"]
+__all__ = [
+    "build_captioner",
+    "build_embedder",
+    "build_frozen_clip",
+    "build_unet",
+    "fill_embedder",
+    "save_bundle",
+]
 
 MODEL = "model.safetensors"
 _TIED = r"^text_decoder\.cls\.predictions\.(decoder\.(weight|bias))$"
@@ -50,17 +57,47 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
         BundleError: Its files do not fit the preset.
     """
     preset = bundle.preset
-    state = _read(bundle.file("embedder", MODEL))
-    lora = {n.removeprefix("lora."): state.pop(n) for n in list(state) if n.startswith("lora.")}
-    clip = build_clip(preset.embedder.clip)
-    load_strictly(
-        clip, {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")}
-    )
+    state, lora = _embedder_tensors(bundle)
+    clip = _frozen_clip(bundle, state)
     network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)
     tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
     return ClipEmbedder(network, tokenizer, preset.labels)
+
+
+def fill_embedder(network: DegradationCLIP, bundle: Bundle) -> None:
+    """Load a bundle's embedder into a network whose LoRA updates can be trained further.
+
+    Raises:
+        BundleError: Its tensors do not fit the network.
+    """
+    state, lora = _embedder_tensors(bundle)
+    load_strictly(network, state, may_miss=r"^caption_encoder\.")
+    load_lora(network, lora)
+
+
+def _embedder_tensors(bundle: Bundle) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The embedder's tensors, and apart from them its LoRA updates."""
+    state = _read(bundle.file("embedder", MODEL))
+    lora = {n.removeprefix("lora."): state.pop(n) for n in list(state) if n.startswith("lora.")}
+    return state, lora
+
+
+def build_frozen_clip(bundle: Bundle) -> Any:
+    """The frozen CLIP of a bundle alone, from which another controller can be trained.
+
+    Raises:
+        BundleError: Its tensors do not fit the preset.
+    """
+    return _frozen_clip(bundle, _read(bundle.file("embedder", MODEL)))
+
+
+def _frozen_clip(bundle: Bundle, state: dict[str, Tensor]) -> Any:
+    clip = build_clip(bundle.preset.embedder.clip)
+    own = {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")}
+    load_strictly(clip, own)
+    return clip
 
 
 def build_unet(bundle: Bundle) -> UNet:

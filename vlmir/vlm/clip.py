@@ -26,6 +26,7 @@ __all__ = [
     "DegradationCLIP",
     "build_clip",
     "encode_tower",
+    "load_lora",
     "lora_tensors",
     "merge_lora",
 ]
@@ -59,33 +60,54 @@ def encode_tower(tower: Any, pixels: Tensor, control: list[Tensor] | None = None
 
 
 class DetailStem(nn.Module):
-    """A small convolutional path to f_D: local statistics of both views, which patch tokens learn slowly.
+    """A small residual network to f_D: local statistics of both views, which patch tokens learn slowly.
 
-    Mean and standard deviation over the picture are pooled, so it measures how much of each texture (grain, blocks,
-    streaks, smear) there is, wherever it is.
+    Mean, standard deviation and maximum over the picture are pooled: how much of each texture (grain, blocks, streaks,
+    smear) there is, wherever it is, and whether there is a single edge of a shadow or a single drop.
     """
 
     CHANNELS = (24, 48, 96, 128, 160)
+    """Widths; each level halves the resolution."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 6
         for out in self.CHANNELS:
-            layers += [
-                nn.Conv2d(channels, out, 3, 2, 1, bias=False),
-                nn.BatchNorm2d(out),
-                nn.SiLU(),
-            ]
+            layers += [_convolution(channels, out, stride=2), nn.SiLU()]
+            if channels > 6:  # at the first level it would cost as much as all the others together
+                layers.append(_Residual(out))
             channels = out
         self.body = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * channels, embed_dim))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(3 * channels, embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """B×6×S×S normalised views → B×D."""
         features = self.body(pixels).float()
         std, mean = torch.std_mean(features, dim=(2, 3))
-        return cast(Tensor, self.head(torch.cat([mean, std], dim=1)))
+        peak = features.amax(dim=(2, 3))
+        return cast(Tensor, self.head(torch.cat([mean, std, peak], dim=1)))
+
+
+class _Residual(nn.Module):
+    """Two convolutions around a skip (He et al. 2016); the identity until trained, so a shallow stem can be grown."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        last = _convolution(channels, channels)
+        self.body = nn.Sequential(_convolution(channels, channels), nn.SiLU(), last)
+        nn.init.zeros_(cast(Tensor, last[1].weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.body(x))
+
+
+def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution and batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(channels_out),
+    )
 
 
 class Controller(nn.Module):
@@ -108,12 +130,13 @@ class Controller(nn.Module):
             self._see_detail()
 
     def _see_detail(self) -> None:
-        """Let the patch embedding read three more channels, beside the trained ones."""
+        """Let the patch embedding read three more channels, and leave f_D to the stem until training says otherwise."""
         conv = self.tower.conv1
         wide = nn.Conv2d(6, conv.out_channels, conv.kernel_size, conv.stride, bias=False)
         with torch.no_grad():
             wide.weight[:, :3] = conv.weight
         self.tower.conv1 = wide
+        nn.init.zeros_(self.tower.proj)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """B×(3|6)×S×S normalised pixels → f_D (B×D, not normalised) and the corrections for blocks 0…n−1."""
@@ -224,6 +247,20 @@ def lora_tensors(network: DegradationCLIP) -> dict[str, Tensor]:
     """The trained updates: ``<module of the text tower>.A`` (r×in) and ``.B`` (out×r) for each."""
     found = ((_LORA_NAME.fullmatch(name), p) for name, p in network.named_parameters())
     return {f"{match[1]}.{match[2]}": p.detach() for match, p in found if match}
+
+
+@torch.no_grad()
+def load_lora(network: DegradationCLIP, tensors: Mapping[str, Tensor]) -> None:
+    """Set the updates of a network with trainable ones to those that :func:`lora_tensors` gave.
+
+    Raises:
+        BundleError: They are of other modules.
+    """
+    own = lora_tensors(network)
+    if own.keys() != tensors.keys():
+        raise BundleError("The LoRA updates are not those of this network's modules.")
+    for name, parameter in own.items():
+        parameter.copy_(tensors[name])
 
 
 @torch.no_grad()

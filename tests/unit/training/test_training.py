@@ -19,11 +19,12 @@ from training.loop import cosine_rate, load_checkpoint, save_checkpoint
 from training.pool import Pool, build_pool, transplant
 from training.pretrain import train_blip, train_clip
 from training.stage1 import train as train_stage1
+from training.stage1 import train_stem
 from training.stage2 import train as train_stage2
-from training.views import load_pretrained, prepare_stage1
+from training.views import load_pretrained, prepare_damage, prepare_stage1
 from vlmir.bundle import load_bundle
 from vlmir.degradations import LABELS
-from vlmir.parts import build_embedder, build_unet
+from vlmir.parts import build_embedder, build_frozen_clip, build_unet, fill_embedder
 from vlmir.vlm.clip import DegradationCLIP
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.tokenizer import CaptionTokenizer
@@ -123,19 +124,29 @@ def test_all_stages_from_photos_to_a_bundle(
 ) -> None:
     for module in ("pretrain", "stage1"):
         monkeypatch.setattr(f"training.{module}.BATCH", 4)
-    monkeypatch.setattr("training.views.PER_LABEL", 2)
+    monkeypatch.setattr("training.stage1.STEM_BATCH", 4)
+    for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
+        monkeypatch.setattr(f"training.views.{size}", 2)
     monkeypatch.setattr("training.views.CAPTIONED", 4)
     torch.manual_seed(0)
     photos = CaptionedPhotos(captioned)
     pretrained, one, two = (tmp_path / name for name in ("pretrain", "stage1", "stage2"))
     tokenizer = CaptionTokenizer.train(CAPTIONS, 200, pretrained / "tokenizer.json")
-    train_clip(PRESET, photos, tokenizer, pretrained, 2)
-    train_blip(PRESET, photos, tokenizer, pretrained, 2)
+    train_clip(PRESET, photos, tokenizer, pretrained, steps=2)
+    train_blip(PRESET, photos, tokenizer, pretrained, steps=2)
     parts = load_pretrained(PRESET, pretrained)
     network = DegradationCLIP(PRESET.embedder, len(LABELS), parts.clip)
     network.set_labels(tokenizer(LABELS, 12))
+    train_stem(network, prepare_damage(PRESET, pool, captioned, one / "damage.pt"), one, 3)
+    stem = load_checkpoint(one / "stem.pt")
     data = prepare_stage1(PRESET, parts, pool, captioned, one / "data.pt")
     train_stage1(network, data, one, 2)
+    joined = load_checkpoint(one / "embedder.pt")
+    assert stem is not None and joined is not None
+    assert all(
+        torch.equal(joined["model"][f"controller.stem.{n}"], kept)
+        for n, kept in stem["model"].items()
+    )
     embedder = ClipEmbedder(network, tokenizer, LABELS)
     conditions = embed_pool(pool, parts.captioner, embedder, one / "pool-1.safetensors")
     assert conditions.f_T.shape == (len(pool), 32)
@@ -148,6 +159,11 @@ def test_all_stages_from_photos_to_a_bundle(
     assert bundle.release == "test-1"
     shipped = build_embedder(bundle).network.prototypes
     assert torch.allclose(shipped, conditions.prototypes, rtol=1e-2, atol=1e-3)
+    again = DegradationCLIP(PRESET.embedder, len(LABELS), build_frozen_clip(bundle))
+    fill_embedder(again, bundle)
+    ids = tokenizer(CAPTIONS, 12)
+    taught, kept = (n.eval().encode_caption(ids) for n in (network, again))
+    assert torch.allclose(taught, kept, rtol=1e-2, atol=1e-2)
 
 
 def test_checkpoints_are_atomic_and_plain(tmp_path: Path) -> None:
