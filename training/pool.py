@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -73,6 +72,8 @@ class Pool:
         index = json.loads((folder / "index.json").read_text("utf-8"))
         self.folder = folder
         self.entries = [Entry(**entry) for entry in index]
+        # Of all entries, not of those kept below: clean photos come first, and each is degraded to `clean` too.
+        self._last_clean = max(entry.photo for entry in self.entries if entry.label == "clean")
         if limit is not None and limit < len(self.entries):
             kept = np.random.default_rng(0).permutation(len(self.entries))[:limit]
             self.entries = [self.entries[i] for i in sorted(kept)]
@@ -90,12 +91,8 @@ class Pool:
         return self._view(self.entries[i].gt, self.entries[i])
 
     def is_real(self, entry: Entry) -> bool:
-        """Whether an entry is of a real pair; clean photos come first and are degraded to ``clean`` too."""
+        """Whether an entry is of a real pair, not of a photo degraded by us."""
         return entry.photo > self._last_clean
-
-    @cached_property
-    def _last_clean(self) -> int:
-        return max(entry.photo for entry in self.entries if entry.label == "clean")
 
     def _view(self, offset: int, entry: Entry) -> Bytes:
         size = entry.height * entry.width * 3

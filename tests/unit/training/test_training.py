@@ -65,6 +65,13 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("limit", [5, 20, 40])
+def test_part_of_a_pool_knows_its_real_pairs(pool: Pool, limit: int) -> None:
+    part = Pool(pool.folder, limit=limit)
+    assert len(part) == limit
+    assert [part.is_real(e) for e in part.entries] == [e.photo == 2 for e in part.entries]
+
+
 def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
     assert {entry.label for entry in pool.entries} == set(LABELS)
     pairs = [i for i, entry in enumerate(pool.entries) if entry.photo == 2]
