@@ -8,12 +8,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of golden numbers beside the checkout; without it the test is skipped."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent")
-    return folder
+def golden_numbers() -> Path:
+    """The folder of numbers computed with the reference implementations."""
+    return Path(__file__).parent / "golden" / "data"
 
 
 @pytest.fixture(scope="session")

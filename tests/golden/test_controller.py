@@ -15,8 +15,8 @@ from vlmir.daclip import clip_name, load_strictly, rename
 from vlmir.vlm.clip import DegradationCLIP
 
 
-def test_controller_reproduces_the_reference(shared: Path) -> None:
-    golden = json.loads((shared / "golden" / "daclip_controller_tiny.json").read_text())
+def test_controller_reproduces_the_reference(golden_numbers: Path) -> None:
+    golden = json.loads((golden_numbers / "daclip_controller_tiny.json").read_text())
     config = EmbedderConfig(
         clip=from_dict(ClipConfig, golden["config"]),
         lora=LoraConfig(rank=4, alpha=8.0, target_modules=("c_fc", "c_proj")),

@@ -22,8 +22,8 @@ def _pair() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("crop", [0, 4])
-def test_reference_numbers(shared: Path, crop: int) -> None:
-    golden = json.loads((shared / "golden/metrics.json").read_text())[f"crop{crop}"]
+def test_reference_numbers(golden_numbers: Path, crop: int) -> None:
+    golden = json.loads((golden_numbers / "metrics.json").read_text())[f"crop{crop}"]
     restored, reference = _pair()
     found = fidelity(restored, reference, crop=crop)
     for name, value in golden.items():

@@ -31,16 +31,16 @@ def formula_weights(shapes: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def unet(shared: Path) -> UNet:
+def unet(golden_numbers: Path) -> UNet:
     config = dataclasses.replace(load_preset("base").sampler.unet, semantic=False)
     unet = UNet(config).eval()
-    state = formula_weights(shared / "golden" / "daclip_unet_state_dict_shapes.txt")
+    state = formula_weights(golden_numbers / "daclip_unet_state_dict_shapes.txt")
     load_strictly(unet, rename(state, "unet", unet), may_miss=r"^null\.")
     return unet
 
 
-def test_base_reproduces_the_reference(unet: UNet, shared: Path) -> None:
-    golden = json.loads((shared / "golden" / "daclip_unet_forward.json").read_text())
+def test_base_reproduces_the_reference(unet: UNet, golden_numbers: Path) -> None:
+    golden = json.loads((golden_numbers / "daclip_unet_forward.json").read_text())
     count = 3 * 40 * 56
     x_t = torch.linspace(-1, 1, count).view(1, 3, 40, 56)
     mu = torch.linspace(0, 1, count).view(1, 3, 40, 56).flip(-1)
@@ -54,13 +54,13 @@ def test_base_reproduces_the_reference(unet: UNet, shared: Path) -> None:
     assert output.flatten()[:8].tolist() == pytest.approx(golden["first8"], rel=1e-4)
 
 
-def test_base_has_the_references_parameters(unet: UNet, shared: Path) -> None:
+def test_base_has_the_references_parameters(unet: UNet, golden_numbers: Path) -> None:
     own = sum(p.numel() for name, p in unet.named_parameters() if not name.startswith("null."))
     assert own == 48_975_747
 
 
-def test_a_missing_tensor_is_refused(unet: UNet, shared: Path) -> None:
-    state = formula_weights(shared / "golden" / "daclip_unet_state_dict_shapes.txt")
+def test_a_missing_tensor_is_refused(unet: UNet, golden_numbers: Path) -> None:
+    state = formula_weights(golden_numbers / "daclip_unet_state_dict_shapes.txt")
     del state["final_conv.bias"]
     with pytest.raises(BundleError, match=r"head\.bias"):
         load_strictly(unet, rename(state, "unet", unet), may_miss=r"^null\.")

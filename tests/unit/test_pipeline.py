@@ -94,6 +94,12 @@ def test_strength_scales_the_correction(restorer: Restorer, photo: np.ndarray) -
     assert np.abs((half - lq) - (full - lq) / 2).max() < 1e-5
 
 
+def test_a_picture_called_clean_is_left_alone(restorer: Restorer, photo: np.ndarray) -> None:
+    kept = restorer.restore(photo, RestoreOptions(degradation="clean"))
+    assert np.array_equal(kept.image.pixels, (photo / 255).astype(np.float32))
+    assert (kept.report.steps, kept.report.warnings) == (0, ())
+
+
 def test_captions(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     own = restorer.restore(photo, RestoreOptions(caption="a dog", degradation="noisy"))
     none = restorer.restore(photo, RestoreOptions(use_caption=False, degradation="noisy"))
