@@ -57,7 +57,8 @@ def measure_bench(
 def measure_labels(restorer: Restorer, folder: Path, limit: int | None) -> dict[str, Any]:
     """Share of right degradation labels on held-out photos, in all and by label."""
     right: dict[str, list[bool]] = {label: [] for label in restorer.labels}
-    for label, picture in islice(held_out_labels(folder), limit):
+    pictures = None if limit is None else limit * len(restorer.labels)
+    for label, picture in islice(held_out_labels(folder), pictures):
         right[label].append(restorer.inspect(picture).degradation == label)
     by_label = {label: float(np.mean(hits)) for label, hits in right.items() if hits}
     return {"accuracy": float(np.mean([h for hits in right.values() for h in hits])), **by_label}

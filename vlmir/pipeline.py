@@ -229,7 +229,10 @@ class Restorer:
             label, f_D = _most_likely(seen.degradations), seen.f_D
             if options.degradation is not None:
                 label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
-        share = options.strength * (1.0 if options.degradation else _damaged(seen.degradations))
+        damaged = _damaged(seen.degradations)
+        if options.degradation is not None:
+            damaged = float(options.degradation != CLEAN)
+        share = options.strength * damaged
         tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
         restored, steps = source.pixels, 0
         if share > 0:
@@ -239,7 +242,7 @@ class Restorer:
             )
             sampled = yield from _relay(run, plan.steps, previews, clock)
             restored = source.pixels + np.float32(share) * (sampled - source.pixels)
-        elif options.strength > 0:
+        elif options.strength > 0 and options.degradation is None:
             warnings.append(
                 "The picture looks undamaged and was left as it is; name a degradation to restore it."
             )

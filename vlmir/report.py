@@ -55,7 +55,7 @@ class Report:
     tiles: int
     """Windows the picture was cut into."""
     tile_size: int
-    """Side of a window in pixels."""
+    """Longer side of a window in pixels; the picture's where it was not cut."""
     milliseconds: dict[str, float]
     """Stage → wall time: decode, caption, embed, sample."""
     warnings: tuple[str, ...]

@@ -55,7 +55,7 @@ class RestoreOptions(_message.Message):
     strength: _builtins.float
     """0 gives the input back, 1 the full restoration. Default 1."""
     tile: _builtins.int
-    """Side of the tiles in pixels; 0 never tiles. Default: chosen by size."""
+    """Side of the tiles in pixels; 0 never tiles. Default: the bundle's."""
     format: _image_pb2.ImageFormat.ValueType
     """File format of the reply. Default: that of the input."""
     quality: _builtins.int
@@ -416,7 +416,7 @@ class Report(_message.Message):
     tiles: _builtins.int
     """Number of tiles, 1 when untiled."""
     tile_size: _builtins.int
-    """Side of the tiles in pixels, 0 when untiled."""
+    """Longer side of a tile in pixels; the picture's when untiled."""
     ensemble: _builtins.bool
     """Whether mirror images were averaged at every evaluation."""
     @_builtins.property
