@@ -74,7 +74,7 @@ def read_exif_of_tiff(data: bytes) -> bytes | None:
     block = Exif()
     if not _copy_descriptive(data, block):
         return None
-    return block.tobytes().removeprefix(b"Exif\0\0")
+    return _packed(block)
 
 
 def add_exif_to_tiff(tiff: bytes, exif: bytes) -> bytes:
@@ -93,7 +93,22 @@ def add_exif_to_tiff(tiff: bytes, exif: bytes) -> bytes:
     offsets = page[_STRIP_OFFSETS]
     shifted = [offset - 8 for offset in (offsets if isinstance(offsets, tuple) else (offsets,))]
     page[_STRIP_OFFSETS] = tuple(shifted)
-    return page.tobytes().removeprefix(b"Exif\0\0") + tiff[8:]
+    packed = _packed(page)
+    return tiff if packed is None else packed + tiff[8:]
+
+
+def _packed(block: Exif) -> bytes | None:
+    """The block without prefix; without its place where that is told in a way that cannot be written, or None.
+
+    Pillow writes each tag by its registered type and raises in many ways where a value does not fit it.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        for _ in range(2):
+            with suppress(Exception):
+                return block.tobytes().removeprefix(b"Exif\0\0")
+            if _GPS_IFD in block:
+                del block[_GPS_IFD]
+    return None
 
 
 def _copy_descriptive(source: bytes, target: Exif) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tests.unit.image.samples import (
 )
 from vlmir.image import FORMATS, Image, decode, encode
 from vlmir.image.color import to_levels
-from vlmir.image.metadata import add_exif_to_tiff, upright_exif, upright_xmp
+from vlmir.image.metadata import add_exif_to_tiff, read_exif_of_tiff, upright_exif, upright_xmp
 
 PICTURE = Pil.fromarray(np.kron(levels(3, 4, 3), np.ones((8, 8, 1), np.uint8)))
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -133,6 +134,27 @@ def test_damaged_exif_harms_nothing(junk: bytes, format: str) -> None:
 def test_nothing_is_added_to_a_tiff_from_junk() -> None:
     encoded = encode(Image.from_levels(levels(2, 2)), format="tiff")
     assert add_exif_to_tiff(encoded, b"junk") == encoded
+
+
+def exif_with_unfit_gps() -> bytes:
+    """A maker's name, and a GPS latitude reference of two numbers where letters belong."""
+    entry = struct.Struct("<HHI4s")
+    make = entry.pack(0x010F, 2, 4, b"Us!\0")
+    place = entry.pack(0x8825, 4, 1, struct.pack("<I", 8 + 2 + 24 + 4))
+    gps = struct.pack("<H", 1) + entry.pack(1, 3, 2, struct.pack("<HH", 7, 9)) + bytes(4)
+    return b"II*\0" + struct.pack("<IH", 8, 2) + make + place + bytes(4) + gps
+
+
+def test_a_place_that_cannot_be_written_is_left_out() -> None:
+    image = Image.from_levels(levels(2, 2), format="tiff", exif=exif_with_unfit_gps())
+    tags = pil_exif(encode(image, format="tiff"))
+    assert tags[0x010F] == "Us!" and 0x8825 not in tags
+    kept = read_exif_of_tiff(exif_with_unfit_gps())
+    assert kept is not None and b"Us!" in kept
+
+
+def pil_exif(encoded: bytes) -> Pil.Exif:
+    return Pil.open(io.BytesIO(encoded)).getexif()
 
 
 def test_long_orientation_and_both_byte_orders() -> None:
