@@ -44,6 +44,7 @@ protos: $(READY) ## Generate vlmir/v1 from protos/
 	$(BIN)/python protos/generate.py
 
 bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ and captioned/
+	@test -n "$(DATA)" || { echo "Name the folder of benchmarks: make bench DATA=folder" >&2; exit 1; }
 	$(BIN)/python -m training.evaluate --data $(DATA)
 
 clean: ## Remove .venv, caches and out/

@@ -164,6 +164,7 @@ def _write(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
         for name, tensor in state.items()
     }
     save_file(packed, path)
+    path.chmod(0o644)  # safetensors makes it private; a server may run as another user
 
 
 def _read(path: Path) -> dict[str, Tensor]:
