@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Log", "adamw", "cosine_rate", "load_checkpoint", "mixed_precision", "save_checkpoint"]
+__all__ = [
+    "Log",
+    "adamw",
+    "cosine_rate",
+    "load_checkpoint",
+    "mixed_precision",
+    "resume",
+    "save_checkpoint",
+    "save_progress",
+]
 
 
 def adamw(
@@ -65,6 +74,30 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def save_progress(
+    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any
+) -> None:
+    """Save a loop's state after ``step`` steps, so that :func:`resume` goes on from there."""
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(path, state | more)
+
+
+def resume(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]]:
+    """Load what :func:`save_progress` wrote into model and optimizer.
+
+    Returns:
+        The steps done, and the whole state; 0 and nothing where there is no file.
+    """
+    state = load_checkpoint(path)
+    if state is None:
+        return 0, {}
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state
 
 
 class Log:

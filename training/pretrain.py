@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.captioned import CaptionedPhotos
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, mixed_precision, resume, save_progress
 from training.views import load_pretrained
 from vlmir.config import Preset, load_preset
 from vlmir.vlm.captioner import build_blip
@@ -127,12 +127,7 @@ def _train(
         {"params": rest, "weight_decay": 0.0},
     ]
     optimizer = adamw(groups, rate=LEARNING_RATE, betas=(0.9, 0.98))
-    state = load_checkpoint(file)
-    start = 0
-    if state is not None:
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+    start, _ = resume(file, model, optimizer)
     log = Log(out, name, steps, start=start)
     model.train()
     for step in range(start, steps):
@@ -150,13 +145,8 @@ def _train(
         if (step + 1) % 25 == 0:
             log(step + 1, loss=loss.item())
         if (step + 1) % 100 == 0 and step + 1 < steps:
-            _save(file, step + 1, model, optimizer)
-    _save(file, max(start, steps), model, optimizer)
-
-
-def _save(file: Path, step: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(file, state)
+            save_progress(file, step + 1, model, optimizer)
+    save_progress(file, max(start, steps), model, optimizer)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
+from training.loop import Log, adamw, cosine_rate, mixed_precision, resume, save_progress
 from training.pool import build_pool, read_folder, read_pairs
 from training.pretrain import contrastive_loss
 from training.views import (
@@ -69,12 +69,8 @@ def train_stem(network: DegradationCLIP, data: DamageData, out: Path, steps: int
         return
     stem.train().to(memory_format=torch.channels_last)
     optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
-    file, start = out / "stem.pt", 0
-    state = load_checkpoint(file)
-    if state is not None:
-        start = state["step"]
-        stem.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+    file = out / "stem.pt"
+    start, _ = resume(file, stem, optimizer)
     log = Log(out, "stem", steps, start=start)
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
@@ -93,8 +89,7 @@ def train_stem(network: DegradationCLIP, data: DamageData, out: Path, steps: int
             right = (logits.argmax(1) == batch.labels).float().mean()
             log(step + 1, degradation=loss.item(), accuracy=right.item())
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            model, optim = stem.state_dict(), optimizer.state_dict()
-            save_checkpoint(file, {"step": step + 1, "model": model, "optimizer": optim})
+            save_progress(file, step + 1, stem, optimizer)
 
 
 def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
@@ -109,12 +104,7 @@ def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = adamw(parameters, rate=LEARNING_RATE, weight_decay=0.02)
     file = out / "embedder.pt"
-    state = load_checkpoint(file)
-    start = 0
-    if state is not None:
-        start = state["step"]
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+    start, _ = resume(file, network, optimizer)
     log = Log(out, "stage1", steps, start=start)
     network.train()
     if stem is not None:
@@ -140,8 +130,7 @@ def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -
                 caption=caption.item(),
             )
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            model, optim = network.state_dict(), optimizer.state_dict()
-            save_checkpoint(file, {"step": step + 1, "model": model, "optimizer": optim})
+            save_progress(file, step + 1, network, optimizer)
 
 
 def main() -> None:

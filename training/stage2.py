@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from training.conditions import PoolConditions, embed_pool, no_conditions
 from training.crops import CropLoader, Crops
-from training.loop import Log, adamw, cosine_rate, load_checkpoint, mixed_precision, save_checkpoint
+from training.loop import (
+    Log,
+    adamw,
+    cosine_rate,
+    load_checkpoint,
+    mixed_precision,
+    resume,
+    save_progress,
+)
 from training.pool import Pool
 from training.views import load_pretrained
 from vlmir.bundle import load_bundle
@@ -101,13 +109,9 @@ def train(
         load_strictly(unet, build_unet(load_bundle(init)).state_dict())
     optimizer = adamw(unet.parameters(), rate=LEARNING_RATE, betas=BETAS)
     ema = Ema(unet)
-    file, start = out / "sampler.pt", 0
-    state = load_checkpoint(file)
-    if state is not None:
-        start = state["step"]
-        unet.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.average = state["ema"]
+    file = out / "sampler.pt"
+    start, state = resume(file, unet, optimizer)
+    ema.average = state.get("ema", ema.average)
     if compiled:
         unet.forward = torch.compile(unet.forward, dynamic=False)  # type: ignore[method-assign]
     log = Log(out, "stage2", steps, start=start)
@@ -131,10 +135,7 @@ def train(
             log(step + 1, loss=running / 50, gradient=norm.item(), loading_s=waited)
             running, waited = 0.0, 0.0
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            model, optim = unet.state_dict(), optimizer.state_dict()
-            save_checkpoint(
-                file, {"step": step + 1, "model": model, "optimizer": optim, "ema": ema.average}
-            )
+            save_progress(file, step + 1, unet, optimizer, ema=ema.average)
 
 
 def _conditions(preset: Preset, pool: Pool, pretrained: Path, stage1: Path) -> PoolConditions:

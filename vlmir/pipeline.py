@@ -229,10 +229,7 @@ class Restorer:
             label, f_D = _most_likely(seen.degradations), seen.f_D
             if options.degradation is not None:
                 label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
-        damaged = _damaged(seen.degradations)
-        if options.degradation is not None:
-            damaged = float(options.degradation != CLEAN)
-        share = options.strength * damaged
+        share = options.strength * _damaged(seen.degradations, options.degradation)
         tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
         restored, steps = source.pixels, 0
         if share > 0:
@@ -368,7 +365,9 @@ def _most_likely(degradations: dict[str, float]) -> str:
     return max(degradations, key=lambda label: degradations[label])
 
 
-def _damaged(degradations: dict[str, float]) -> float:
-    """Share of the correction to apply: 1 for a damaged picture, 0 for one that is surely clean."""
+def _damaged(degradations: dict[str, float], named: str | None) -> float:
+    """Share of the correction to apply: 1 for a damaged picture, 0 for one that is surely clean or named so."""
+    if named is not None:
+        return float(named != CLEAN)
     clean = degradations.get(CLEAN, 0.0)
     return float(np.clip((SURE_CLEAN - clean) / (SURE_CLEAN - MAYBE_CLEAN), 0, 1))

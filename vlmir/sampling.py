@@ -184,7 +184,7 @@ class DiffusionSampler:
 
         patches = (window(*w.slices) for w in tiles.windows)
         if len(tiles.windows) == 1:
-            return next(patches).clone()
+            return next(patches)
         flat = (p.reshape(batch * channels, *p.shape[2:]).numpy() for p in patches)
         return torch.from_numpy(tiles.blend(flat)).view(x.shape)
 
