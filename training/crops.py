@@ -15,9 +15,9 @@ from training.pool import Pool
 __all__ = ["CropLoader", "Crops"]
 
 MIX: Mapping[str, float] = {
-    "noisy": 0.36,
-    "rainy": 0.25,
-    "hazy": 0.13,
+    "noisy": 0.34,
+    "rainy": 0.22,
+    "hazy": 0.18,
     "raindrop": 0.06,
     "motion-blurry": 0.03,
     "jpeg-compressed": 0.03,
@@ -29,7 +29,7 @@ MIX: Mapping[str, float] = {
 }
 """Share of each label in a batch: the paper's tasks first."""
 
-REAL_SHARE = 0.5
+REAL_SHARE: Mapping[str, float] = {"hazy": 0.75, "rainy": 0.5}
 """Share of real pairs among the crops of a label that has some."""
 
 NULL_SHARE = 0.1
@@ -94,7 +94,7 @@ class CropLoader:
         )
 
     def _entry(self, label: str, rng: np.random.Generator) -> int:
-        real = self._real[label] and rng.random() < REAL_SHARE
+        real = self._real[label] and rng.random() < REAL_SHARE[label]
         places = self._real[label] if real else self._synthetic[label]
         return int(places[rng.integers(len(places))])
 

@@ -42,6 +42,8 @@ LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.99)
 EMA_DECAY = 0.999
 AT_T_SHARE = 0.5
+NORM = "rms"
+"""The loss's norm: pictures are judged by PSNR, and one evaluation should give the mean of what is possible."""
 
 
 class Ema:
@@ -84,7 +86,8 @@ def diffusion_loss(
     x_t = schedule.marginal(crops.gt, crops.lq, t, noise)
     with mixed_precision():
         output = unet(x_t, crops.lq, t, unet.prepare(*condition(unet, crops), batch))
-    return loss(objective, schedule, output.float(), crops.gt, crops.lq, x_t, t, noise).mean()
+    errors = loss(objective, schedule, output.float(), crops.gt, crops.lq, x_t, t, noise, NORM)
+    return errors.mean()
 
 
 def train(

@@ -1,6 +1,6 @@
 """What a network is trained towards: the paper's maximum-likelihood objective and the usual three.
 
-A checkpoint names its objective; `OBJECTIVES` says what its output then means to `IRSDE.to_x0`.
+A preset names the prediction that its network makes; `OBJECTIVES` says which one follows from an objective.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OBJECTIVES: Mapping[str, str] = MappingProxyType(
 )
 """Training objective → the prediction (see `IRSDE.to_x0`) that its network makes."""
 
-NORMS = ("l1", "l2")
+NORMS = ("l1", "l2", "rms")
 
 
 def loss(
@@ -34,7 +34,7 @@ def loss(
     noise: Tensor,
     norm: str = "l1",
 ) -> Tensor:
-    """The training loss of each sample: the mean over its pixels and channels.
+    """The training loss of each sample: a norm over its pixels and channels.
 
     Args:
         objective: A key of `OBJECTIVES`.
@@ -45,7 +45,9 @@ def loss(
         x_t: ``schedule.marginal(x0, mu, t, noise)``.
         t: Time indices in 1…T, int64 of shape (B,).
         noise: The standard normal noise in x_t.
-        norm: "l1" (mean absolute) or "l2" (mean squared).
+        norm: "l1" (mean absolute), "l2" (mean squared) or "rms" (the square root of "l2": like PSNR it weighs a
+            picture's error against its own size, so that hard tasks do not drown easy ones, yet within a picture it
+            asks for the mean of what is possible, not the median).
 
     Returns:
         A tensor of shape (B,).
@@ -61,7 +63,10 @@ def loss(
         error = _reverse_mean(schedule, output, mu, x_t, t) - _optimum(schedule, x0, mu, x_t, t)
     else:
         error = output - target(OBJECTIVES[objective], schedule, x0, mu, t, noise)
-    return (error.abs() if norm == "l1" else error.square()).flatten(1).mean(1)
+    if norm == "l1":
+        return error.abs().flatten(1).mean(1)
+    squared = error.square().flatten(1).mean(1)
+    return squared if norm == "l2" else squared.clamp_min(1e-8).sqrt()
 
 
 def target(
