@@ -18,6 +18,7 @@ import vlmir.errors
 from vlmir.errors import (
     BundleError,
     DeadlineError,
+    ImageError,
     InputError,
     LimitError,
     OptionError,
@@ -26,6 +27,8 @@ from vlmir.errors import (
     UnavailableError,
     VlmirError,
 )
+from vlmir.formats import format_of_suffix
+from vlmir.image.sniff import sniff_format
 from vlmir.pipeline import Report, RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
@@ -47,13 +50,16 @@ class ClientProgress:
     """How far a restoration has come."""
 
     step: int
-    """Steps done, 1 to `steps`."""
+    """Whole steps done, 0 to `steps`."""
 
     steps: int
     """Steps in all."""
 
+    share: float
+    """Share of the computation that is done, above 0, at most 1."""
+
     preview: bytes | None
-    """A small JPEG of the picture so far, if asked for."""
+    """A small JPEG of the picture so far, after a whole step, if asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,18 @@ class ClientRestoration:
     """The report, as the library gives it."""
 
     def save(self, path: str | Path) -> None:
-        """Write the file as it came."""
-        Path(path).write_bytes(self.image_bytes)
+        """Write the file as it came.
+
+        Raises:
+            OptionError: The suffix of ``path`` says another format than the file has; nothing is written.
+        """
+        path, kind = Path(path), sniff_format(self.image_bytes)
+        if format_of_suffix(path) != kind:
+            raise OptionError(
+                f"The server sent {kind}, which {path} would not say; give the name a suffix of {kind}, or ask for "
+                "another format with RestoreOptions(format=…)."
+            )
+        path.write_bytes(self.image_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +194,8 @@ class RestorationClient:
         Args:
             image: A whole image file, or its path.
             options: How; None for the defaults.
-            on_progress: Called after each step; an exception it raises cancels the call.
-            previews: True to get a preview with each step.
+            on_progress: Called after each tile of each step; an exception it raises cancels the call.
+            previews: True to get a preview after each whole step.
             timeout_s: Seconds it may take; None for the client's.
             request_id: Name of the call in the server's log; None for a new one.
         """
@@ -224,13 +240,21 @@ def _fields(
     timeout_s: float | None,
     request_id: str | None,
 ) -> dict[str, Any]:
-    data = image if isinstance(image, bytes) else image.read_bytes()
     return {
-        "image": image_pb2.ImageSource(data=data),
+        "image": image_pb2.ImageSource(data=_file(image)),
         "options": _options(options or RestoreOptions()),
         "request_id": request_id or uuid.uuid4().hex,
         "time_budget_ms": None if timeout_s is None else round(timeout_s * 1e3),
     }
+
+
+def _file(image: bytes | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{image} cannot be read: {error.strerror}.") from error
 
 
 def _options(options: RestoreOptions) -> restorer_pb2.RestoreOptions:
@@ -256,7 +280,9 @@ def _received(
 
 def _progress(message: image_pb2.Progress) -> ClientProgress:
     preview = message.preview.data if message.HasField("preview") else None
-    return ClientProgress(step=message.step, steps=message.steps, preview=preview)
+    return ClientProgress(
+        step=message.step, steps=message.steps, share=message.share, preview=preview
+    )
 
 
 def _restoration(message: restorer_pb2.RestoreResult) -> ClientRestoration:

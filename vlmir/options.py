@@ -40,7 +40,7 @@ class RestoreOptions:
     strength: float = 1.0
     """Share of the correction that is applied, 0 (none) … 1 (all)."""
     tile: int | None = None
-    """Tile side in pixels; 0: never tile; None: the bundle's default."""
+    """Tile side in pixels, at least 128; 0: never tile; None: the bundle's default."""
     format: str | None = None
     """Format of the result; None: the source's."""
     quality: int | None = None
@@ -60,7 +60,7 @@ class RestoreOptions:
                 raise OptionError(f"{name} must be 0…1, not {value}.")
         if self.caption is not None and not self.use_caption:
             raise OptionError("A caption was given and forbidden at once; choose one.")
-        if self.tile is not None and self.tile != 0 and self.tile < 64:
-            raise OptionError(f"tile must be 0 (never) or at least 64 pixels, not {self.tile}.")
+        if self.tile is not None and self.tile != 0 and self.tile < 128:
+            raise OptionError(f"tile must be 0 (never) or at least 128 pixels, not {self.tile}.")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise OptionError(f"quality must be 1…100, not {self.quality}.")

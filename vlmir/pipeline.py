@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmir.errors import ImageError, OptionError, UnavailableError
-from vlmir.image import Image, Limits, decode
+from vlmir.image import Image, Limits, check_encodable, decode
 from vlmir.options import SAMPLE_STEPS, RestoreOptions
 from vlmir.report import Inspection, Progress, Report, Restoration
 
@@ -148,21 +148,22 @@ class Restorer:
         self._solver, self._steps = solver, steps
 
     @classmethod
-    def load(cls, bundle: str | Path = "tiny") -> Restorer:
+    def load(cls, bundle: str | Path = "tiny", *, limits: Limits | None = None) -> Restorer:
         """A restorer with all stages in this process.
 
         Args:
             bundle: Name of a shipped bundle, or the path of a bundle folder.
+            limits: What pictures are accepted; None: the library's.
 
         Raises:
             BundleError: There is none, or it is damaged.
         """
         from vlmir.bundle import load_bundle
 
-        return cls.from_bundle(load_bundle(bundle))
+        return cls.from_bundle(load_bundle(bundle), limits=limits)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> Restorer:
+    def from_bundle(cls, bundle: Bundle, *, limits: Limits | None = None) -> Restorer:
         """A restorer with all stages of an opened bundle in this process."""
         from vlmir.parts import build_captioner, build_embedder, build_unet
         from vlmir.sampling import DiffusionSampler
@@ -176,6 +177,7 @@ class Restorer:
             digests=bundle.digests,
             solver=config.solver,
             steps=config.steps,
+            limits=limits,
         )
 
     def restore(self, image: Source, options: RestoreOptions | None = None) -> Restoration:
@@ -205,7 +207,7 @@ class Restorer:
             previews: Whether each progress carries a preview.
 
         Yields:
-            A :class:`Progress` after each network evaluation.
+            A :class:`Progress` after each window of each network evaluation.
 
         Returns:
             The restoration.
@@ -222,6 +224,9 @@ class Restorer:
         clock, warnings = _Clock(), list[str]()
         with clock("decode"):
             source = self._open(image)
+        check_encodable(
+            source, format=options.format, quality=options.quality, lossless=options.lossless
+        )
         caption = self._caption(source, options, clock, warnings)
         with clock("embed"):
             seen = self._embedder.embed_image(source.pixels)
@@ -354,9 +359,9 @@ def _relay(
                 except StopIteration as end:
                     return np.asarray(end.value[0])
             preview = None
-            if previews:
+            if previews and done.x0 is not None:
                 preview = done.x0[0].clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
-            yield Progress(step=done.step, steps=steps, preview=preview)
+            yield Progress(step=done.step, steps=steps, share=done.share, preview=preview)
     finally:
         run.close()
 

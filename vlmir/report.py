@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlmir.errors import OptionError
+from vlmir.formats import SUFFIXES, format_of_suffix
 from vlmir.image import Image, encode
 from vlmir.options import RestoreOptions
 
@@ -17,14 +19,16 @@ __all__ = ["Inspection", "Progress", "Report", "Restoration"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Progress:
-    """One network evaluation done."""
+    """How far a restoration has come: told after each window of each network evaluation."""
 
     step: int
-    """Evaluations so far, 1…steps."""
+    """Whole evaluations so far, 0…steps."""
     steps: int
     """Evaluations in all."""
+    share: float
+    """Share of the sampling that is done, above 0, at most 1."""
     preview: npt.NDArray[np.float32] | None
-    """The clean picture as seen now, H×W×3, 0…1, where previews were asked for."""
+    """The clean picture as seen now, H×W×3, 0…1: after a whole evaluation, where previews were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +97,25 @@ class Restoration:
         Raises:
             OptionError: The format is unknown or cannot hold the picture.
         """
-        options = self.options
-        return encode(
-            self.image, format=options.format, quality=options.quality, lossless=options.lossless
-        )
+        return self._encode(self.options.format)
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`encode`'s bytes to ``path``."""
-        Path(path).write_bytes(self.encode())
+        """Write the picture, in the format that the suffix of ``path`` says.
+
+        Raises:
+            OptionError: The suffix is of no known format or contradicts the options' format, or the format cannot
+                hold the picture.
+        """
+        path = Path(path)
+        named = format_of_suffix(path)
+        if named is None:
+            raise OptionError(f"Cannot tell a format from {path}; use {', '.join(SUFFIXES)}.")
+        if self.options.format not in (None, named):
+            raise OptionError(
+                f"The options ask for {self.options.format}, the name {path} for {named}; change one of them."
+            )
+        path.write_bytes(self._encode(named))
+
+    def _encode(self, format: str | None) -> bytes:
+        options = self.options
+        return encode(self.image, format=format, quality=options.quality, lossless=options.lossless)

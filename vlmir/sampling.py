@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -53,12 +53,14 @@ class Plan:
 
 
 class SampleStep(NamedTuple):
-    """One network evaluation done."""
+    """One window of one network evaluation done."""
 
     step: int
-    """Evaluations so far."""
-    x0: Tensor
-    """The clean picture as the network sees it now, B×3×H×W."""
+    """Whole evaluations so far."""
+    share: float
+    """Share of all the work that is done, above 0, at most 1."""
+    x0: Tensor | None
+    """After the last window of an evaluation: the clean picture as the network sees it now, B×3×H×W."""
 
 
 class DiffusionSampler:
@@ -92,7 +94,7 @@ class DiffusionSampler:
 
         Each has its own solver and its own noise, drawn over the whole picture from its seed, so a picture's result
         does not depend on its neighbours in the batch, nor on the tiling beyond the network's field of view. Closing
-        the generator cancels.
+        the generator cancels, within the time of one window.
 
         Realism follows Freirich et al. (2021, arXiv 2107.02555): between the posterior mean and a sample the best
         trade of error against naturalness is a straight line.
@@ -104,7 +106,7 @@ class DiffusionSampler:
             plan: Steps, solver, realism, tiling, ensemble.
 
         Yields:
-            A :class:`SampleStep` after each evaluation.
+            A :class:`SampleStep` after each window of each evaluation.
 
         Returns:
             B restored pictures, H×W×3, clipped to 0…1.
@@ -122,9 +124,15 @@ class DiffusionSampler:
         mean: Tensor | None = None
         for step in range(1, plan.steps + 1):
             x, t = torch.stack([x for x, _ in requests]), requests[0][1]
-            x0 = self._predict(x, mu, t, conditioning, tiles, mirrors)
+            x0 = torch.zeros_like(mu)
+            canvas = x0.flatten(0, 1).numpy()  # the same memory
+            for number, patch in enumerate(self._predict(x, mu, t, conditioning, tiles, mirrors)):
+                tiles.add(canvas, number, patch.flatten(0, 1).numpy())
+                share = (step - 1 + (number + 1) / len(tiles.windows)) / plan.steps
+                if number + 1 < len(tiles.windows):
+                    yield SampleStep(step - 1, share, None)
             mean = x0 if mean is None else mean
-            yield SampleStep(step, x0)
+            yield SampleStep(step, step / plan.steps, x0)
             if step < plan.steps:
                 requests = [run.send(x0[i]) for i, run in enumerate(runs)]
         sample = torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
@@ -152,7 +160,6 @@ class DiffusionSampler:
         )
         return self.unet.prepare(f_T, f_I, f_D, len(conditions))
 
-    @torch.inference_mode()
     def _predict(
         self,
         x: Tensor,
@@ -161,15 +168,14 @@ class DiffusionSampler:
         conditioning: Conditioning,
         tiles: TilePlan,
         mirrors: Sequence[tuple[int, ...]],
-    ) -> Tensor:
-        """x̂₀ of all pictures, window by window; of each window the mean over its mirror images.
+    ) -> Iterator[Tensor]:
+        """x̂₀ of all pictures, window by window, each B×3×h×w: the mean over the window's mirror images.
 
         A restorer should turn a mirrored picture into the mirrored result; where it does not, the mean is nearer to
         the truth than any one of them (Timofte et al. 2016, "Seven ways to improve example-based single image super
         resolution", section 3.6).
         """
         times = torch.full((1,), t)
-        batch, channels = x.shape[:2]
 
         def mirrored(rows: slice, columns: slice, axes: tuple[int, ...]) -> Tensor:
             x_w, mu_w = (
@@ -179,14 +185,10 @@ class DiffusionSampler:
             output = self.unet(x_w, mu_w, times, conditioning)
             return self.schedule.to_x0(output, x_w, mu_w, t, self.config.prediction).flip(axes)
 
-        def window(rows: slice, columns: slice) -> Tensor:
-            return torch.stack([mirrored(rows, columns, axes) for axes in mirrors]).mean(0)
-
-        patches = (window(*w.slices) for w in tiles.windows)
-        if len(tiles.windows) == 1:
-            return next(patches)
-        flat = (p.reshape(batch * channels, *p.shape[2:]).numpy() for p in patches)
-        return torch.from_numpy(tiles.blend(flat)).view(x.shape)
+        for window in tiles.windows:
+            with torch.inference_mode():  # entered anew for each: a caller's code runs in between
+                patch = torch.stack([mirrored(*window.slices, axes) for axes in mirrors]).mean(0)
+            yield patch
 
 
 def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:

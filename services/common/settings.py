@@ -23,6 +23,11 @@ class ServerSettings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Pictures computed side by side.")
     queue: int = Field(16, ge=0, description="Pictures that may wait; one more is refused.")
+    limit_s: float = Field(
+        600.0, ge=0, description="Seconds a call may take, its wait included; 0 for no limit."
+    )
+    max_bytes: int = Field(64 * 2**20, ge=1, description="Largest picture file taken, bytes.")
+    max_pixels: int = Field(24_000_000, ge=1, description="Largest picture taken, width × height.")
     grace_s: float = Field(30.0, ge=0, description="Seconds that running calls get on shutdown.")
     drain_s: float = Field(
         0.0,

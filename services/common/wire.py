@@ -70,7 +70,7 @@ def _format_name(wanted: int) -> str:
 def restore_replies(
     stream: Generator[Progress, None, Restoration],
 ) -> Generator[restorer_pb2.RestoreStreamResponse, None, None]:
-    """The replies to a request: progress after each step, then the result.
+    """The replies to a request: progress after each window of each step, then the result.
 
     Closing this generator closes ``stream``.
     """
@@ -93,7 +93,9 @@ def _progress_replies(
     try:
         while True:
             progress = next(stream)
-            message = image_pb2.Progress(step=progress.step, steps=progress.steps)
+            message = image_pb2.Progress(
+                step=progress.step, steps=progress.steps, share=progress.share
+            )
             if progress.preview is not None:
                 message.preview.CopyFrom(preview_message(progress.preview))
             yield restorer_pb2.RestoreStreamResponse(progress=message)

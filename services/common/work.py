@@ -111,7 +111,7 @@ class WorkQueue:
             while not gone.is_set():
                 if deadline is not None and time.monotonic() > deadline:
                     raise DeadlineError(
-                        "the time budget ran out; grant more time or ask for fewer steps"
+                        "the time ran out; grant more of it, ask for fewer steps, or raise the server's --limit-s"
                     )
                 item = next(steps, _END)
                 if item is _END:

@@ -18,6 +18,7 @@ from services.common.settings import ServerSettings
 from services.common.work import WorkQueue
 from services.restorer.servicer import RestorerServicer
 from vlmir.errors import VlmirError
+from vlmir.image import Limits
 from vlmir.pipeline import Restorer
 from vlmir.v1 import restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import add_RestorerServiceServicer_to_server
@@ -35,7 +36,7 @@ class EmbeddedSettings(ServerSettings):
 
 def restorer_server(restorer: Restorer, work: WorkQueue, settings: ServerSettings) -> Server:
     """A server, not yet started, that answers for ``restorer``."""
-    servicer = RestorerServicer(restorer, work)
+    servicer = RestorerServicer(restorer, work, limit_s=settings.limit_s)
     return Server(
         [SERVICE],
         lambda server: add_RestorerServiceServicer_to_server(servicer, server),
@@ -53,7 +54,8 @@ async def serve(settings: EmbeddedSettings) -> None:
     """
     stop = stop_on_signals()
     # In a thread, so that a signal is heard while the weights are loading.
-    restorer = await asyncio.to_thread(Restorer.load, settings.bundle)
+    limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+    restorer = await asyncio.to_thread(Restorer.load, settings.bundle, limits=limits)
     work = WorkQueue(workers=settings.workers, waiting=settings.queue)
     server = restorer_server(restorer, work, settings)
     address = await server.start()

@@ -32,10 +32,11 @@ class RestorerServicer(RestorerServiceServicer):
     Args:
         restorer: What restores.
         work: Where it restores.
+        limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
     """
 
-    def __init__(self, restorer: Restorer, work: WorkQueue) -> None:
-        self._restorer, self._work = restorer, work
+    def __init__(self, restorer: Restorer, work: WorkQueue, *, limit_s: float) -> None:
+        self._restorer, self._work, self._limit_s = restorer, work, limit_s
 
     async def Restore(
         self, request: restorer_pb2.RestoreRequest, context: Context
@@ -81,15 +82,14 @@ class RestorerServicer(RestorerServiceServicer):
         image, options = image_bytes(request.image), restore_options(request.options)
         return self._work.run(
             lambda: restore_replies(self._restorer.stream(image, options, previews=previews)),
-            deadline=_deadline(request, context),
+            deadline=self._deadline(request, context),
         )
 
-
-def _deadline(request: Request, context: Context) -> float | None:
-    """The sooner of the call's deadline and the request's budget, on `time.monotonic`."""
-    # None without a deadline, whatever the type stubs say.
-    remaining = cast(float | None, context.time_remaining())
-    budgets = [] if remaining is None else [remaining]
-    if request.HasField("time_budget_ms"):
-        budgets.append(request.time_budget_ms / 1e3)
-    return time.monotonic() + min(budgets) if budgets else None
+    def _deadline(self, request: Request, context: Context) -> float | None:
+        """The soonest of the server's limit, the call's deadline and the request's budget, on `time.monotonic`."""
+        # None without a deadline, whatever the type stubs say.
+        remaining = cast(float | None, context.time_remaining())
+        budgets = [seconds for seconds in (self._limit_s or None, remaining) if seconds is not None]
+        if request.HasField("time_budget_ms"):
+            budgets.append(request.time_budget_ms / 1e3)
+        return time.monotonic() + min(budgets) if budgets else None

@@ -109,6 +109,7 @@ def test_the_stream_tells_progress_and_shows_previews(client: RestorationClient)
         a_picture(), RestoreOptions(steps=4), on_progress=heard.append, previews=True
     )
     assert [(progress.step, progress.steps) for progress in heard] == [(n, 4) for n in range(1, 5)]
+    assert [progress.share for progress in heard] == [0.25, 0.5, 0.75, 1]
     previews = [decode(progress.preview) for progress in heard if progress.preview]
     assert [preview.pixels.shape for preview in previews] == [(20, 30, 3)] * 4
     assert restored == client.restore(a_picture(), RestoreOptions(steps=4))
@@ -118,6 +119,37 @@ def test_no_previews_unless_asked_for(client: RestorationClient) -> None:
     heard: list[ClientProgress] = []
     client.stream(a_picture(), on_progress=heard.append)
     assert [progress.preview for progress in heard] == [None] * 3
+
+
+def test_a_file_is_saved_only_under_a_name_that_fits(
+    client: RestorationClient, tmp_path: Path
+) -> None:
+    restored = client.restore(a_picture())
+    with pytest.raises(OptionError, match="png"):
+        restored.save(tmp_path / "restored.jpg")
+    assert not list(tmp_path.iterdir())
+    restored.save(tmp_path / "restored.png")
+    assert (tmp_path / "restored.png").read_bytes() == restored.image_bytes
+
+
+def test_a_file_that_is_not_there(client: RestorationClient, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"no\.png cannot be read"):
+        client.restore(tmp_path / "no.png")
+
+
+def test_the_servers_own_limit_holds_where_the_caller_has_none() -> None:
+    gate = threading.Semaphore(0)
+    restorer = SmallRestorer(gate=gate)
+    with (
+        running_server(restorer, limit_s=0.2) as running,
+        RestorationClient(running.address, timeout_s=None) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        call = pool.submit(client.restore, a_picture(), ENDLESS)
+        assert restorer.started.wait(PATIENCE_S)
+        assert stops_soon(restorer, gate)
+        with pytest.raises(DeadlineError, match="limit-s"):
+            call.result(PATIENCE_S)
 
 
 def test_info(client: RestorationClient) -> None:

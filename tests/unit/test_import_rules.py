@@ -15,8 +15,10 @@ PEERS = {"image", "degradations", "nn", "diffusion", "metrics"}
 BELOW = {
     # vlmir.<part> may import these parts of vlmir, and itself; others may import all but ABOVE.
     "errors": set[str](),
+    "formats": set[str](),
     "config": {"errors"},
     **{peer: {"errors", "config"} for peer in PEERS},
+    "image": {"errors", "config", "formats"},
     "vlm": {"errors", "config", "nn"},
 }
 ABOVE = {"cli", "client", "v1"}

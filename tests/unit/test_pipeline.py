@@ -60,6 +60,37 @@ def test_the_picture_keeps_what_is_not_colour(restorer: Restorer) -> None:
     assert not np.array_equal(back.pixels, decode(data).pixels)
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restorer, "_caption", lambda *_: pytest.fail("work was begun"))
+    transparent = Image.from_levels(np.zeros((8, 8, 4), np.uint8))
+    for options in (RestoreOptions(format="jpeg"), RestoreOptions(format="bmp")):
+        with pytest.raises(OptionError, match=r"(?i)jpeg"):
+            restorer.restore(transparent, options)
+
+
+def test_the_suffix_says_the_format(restorer: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
+    result = restorer.restore(photo)
+    for name, kind in (("a.JPG", "jpeg"), ("b.tif", "tiff"), ("c.png", "png")):
+        result.save(tmp_path / name)
+        assert decode((tmp_path / name).read_bytes()).format == kind
+    for name in ("d", "d.bmp"):
+        with pytest.raises(OptionError, match=r"\.png"):
+            result.save(tmp_path / name)
+    named = restorer.restore(photo, RestoreOptions(format="webp"))
+    with pytest.raises(OptionError, match="webp"):
+        named.save(tmp_path / "e.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.JPG", "b.tif", "c.png"]
+
+
+def test_limits_are_the_callers(small_bundle_folder: Path, photo: np.ndarray) -> None:
+    data = encode(Image.from_levels(photo))
+    strict = Restorer.load(small_bundle_folder, limits=Limits(max_pixels=100))
+    with pytest.raises(LimitError, match="at most 100"):
+        strict.restore(data)
+
+
 def test_grey_stays_grey(restorer: Restorer) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (20, 20), np.uint8)
     result = restorer.restore(levels, RestoreOptions(degradation="noisy"))

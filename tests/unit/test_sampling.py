@@ -32,9 +32,11 @@ def run(sampler: DiffusionSampler, pictures, conditions, seeds, chosen: Plan):  
     steps = []
     while True:
         try:
-            steps.append(next(generator).step)
+            steps.append(next(generator))
         except StopIteration as end:
-            assert steps == list(range(1, chosen.steps + 1))
+            whole = [step.step for step in steps if step.x0 is not None]
+            assert whole == list(range(1, chosen.steps + 1))
+            assert steps[-1].share == 1
             return end.value
 
 
@@ -71,6 +73,29 @@ def test_tiles_agree_with_the_whole(sampler: DiffusionSampler) -> None:
     assert -10 * np.log10(np.mean((whole - tiled) ** 2)) > 45
 
 
+def test_progress_is_told_after_each_window(sampler: DiffusionSampler) -> None:
+    windows = len(sampler.tile_plan(240, 270, 160).windows)
+    chosen = plan(steps=2, tile=160)
+    steps = list(sampler.sample(pictures(1, 240, 270), [NOTHING], [3], chosen))
+    assert [s.step for s in steps] == [0] * (windows - 1) + [1] * windows + [2]
+    assert [s.share for s in steps] == pytest.approx(
+        [n / (2 * windows) for n in range(1, 2 * windows + 1)]
+    )
+    assert [n for n, s in enumerate(steps, 1) if s.x0 is not None] == [windows, 2 * windows]
+
+
+def test_closing_between_windows_stops_the_network(
+    sampler: DiffusionSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    forward = sampler.unet.forward
+    monkeypatch.setattr(sampler.unet, "forward", lambda *a: calls.append(1) or forward(*a))
+    run = sampler.sample(pictures(1, 240, 270), [NOTHING], [3], plan(steps=1, tile=160))
+    next(run)
+    run.close()
+    assert len(calls) == 1
+
+
 def test_realism_is_a_line_from_the_mean_to_a_sample(sampler: DiffusionSampler) -> None:
     lq = pictures(1)
     mean, half, sample = (
@@ -91,7 +116,8 @@ def test_an_ensemble_turns_a_mirrored_picture_into_the_mirrored_result(
 
     def off(mirrors: tuple[tuple[int, ...], ...]) -> float:
         straight, mirrored = (
-            sampler._predict(x, x, 100, conditioning, tiles, mirrors) for x in (lq, lq.flip(axis))
+            next(sampler._predict(x, x, 100, conditioning, tiles, mirrors))
+            for x in (lq, lq.flip(axis))
         )
         return float((straight - mirrored.flip(axis)).abs().max())
 

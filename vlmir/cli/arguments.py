@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlmir import __version__
+from vlmir.formats import FORMATS
 
-__all__ = ["FORMATS", "LABELS", "SOLVERS", "build_parser"]
+__all__ = ["LABELS", "SOLVERS", "build_parser"]
 
-# Copies of vlmir.image.FORMATS, vlmir.degradations.LABELS and vlmir.diffusion.SOLVERS: importing
-# those takes seconds, which `vlmir --help` and a misspelt option should not. A test compares them.
-FORMATS = ("png", "jpeg", "webp", "tiff")
+# Copies of vlmir.degradations.LABELS and vlmir.diffusion.SOLVERS: importing those takes seconds,
+# which `vlmir --help` and a misspelt option should not. A test compares them.
 LABELS = (
     "motion-blurry",
     "hazy",
@@ -92,7 +92,7 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--tile",
         type=_whole(0),
         metavar="PX",
-        help="side of a tile in pixels, 0 for none (default: as the picture needs)",
+        help="side of a tile in pixels, at least 128, or 0 for none (default: as the picture needs)",
     )
 
 
@@ -147,6 +147,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="IN",
         help="photos, or folders that are searched with all their subfolders",
     )
+    _add_limits(parser.add_argument_group("limits, checked before decoding"))
 
 
 def _add_bundle(group: argparse._ActionsContainer) -> None:
@@ -155,6 +156,18 @@ def _add_bundle(group: argparse._ActionsContainer) -> None:
         default="tiny",
         metavar="NAME",
         help="the weights: 'tiny' (shipped) or a bundle's folder (default: tiny)",
+    )
+
+
+def _add_limits(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--max-pixels",
+        type=_whole(1),
+        metavar="N",
+        help="largest photo taken, width × height (default: 24 million); memory grows with it",
+    )
+    group.add_argument(
+        "--max-bytes", type=_whole(1), metavar="N", help="largest file taken (default: 64 MiB)"
     )
 
 

@@ -16,6 +16,7 @@ from vlmir.cli.files import Job, find_images, plan_jobs
 from vlmir.errors import OptionError
 
 if TYPE_CHECKING:
+    from vlmir.image import Limits
     from vlmir.pipeline import Inspection, Restorer
 
 __all__ = ["degrade", "inspect", "load_restorer", "restore"]
@@ -39,7 +40,7 @@ _SHOWN = 0.01
 """Degradations less probable than this are not printed (but stand in the JSON)."""
 
 
-def load_restorer(bundle: str) -> Restorer:
+def load_restorer(bundle: str, limits: Limits) -> Restorer:
     """The restorer with its weights.
 
     Raises:
@@ -47,7 +48,14 @@ def load_restorer(bundle: str) -> Restorer:
     """
     from vlmir.pipeline import Restorer
 
-    return Restorer.load(bundle)
+    return Restorer.load(bundle, limits=limits)
+
+
+def _limits(arguments: Namespace) -> Limits:
+    from vlmir.image import Limits
+
+    given = {"max_bytes": arguments.max_bytes, "max_pixels": arguments.max_pixels}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def restore(arguments: Namespace) -> int:
@@ -66,7 +74,7 @@ def _restoring(arguments: Namespace) -> Work:
     chosen = {name: getattr(arguments, name) for name in _PASSED_ON}
     chosen["use_caption"] = not arguments.no_caption
     RestoreOptions(**chosen)  # a contradiction shows before the weights are read
-    restorer = load_restorer(arguments.bundle)
+    restorer = load_restorer(arguments.bundle, _limits(arguments))
 
     def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
         options = RestoreOptions(**chosen, format=job.format)
@@ -76,7 +84,7 @@ def _restoring(arguments: Namespace) -> Work:
                     progress = next(stream)
                 except StopIteration as end:
                     return end.value.encode(), end.value.report.to_dict()
-                tick(progress.step / progress.steps)
+                tick(progress.share)
 
     return work
 
@@ -94,12 +102,12 @@ def degrade(arguments: Namespace) -> int:
 
 def _degrading(arguments: Namespace) -> Work:
     from vlmir.degradations import mixture
-    from vlmir.image import Limits, decode, encode
+    from vlmir.image import decode, encode
 
+    limits = _limits(arguments)
     recipe = {"labels": arguments.labels, "strength": arguments.strength, "seed": arguments.seed}
 
     def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
-        limits = Limits()
         with job.source.open("rb") as file:
             image = decode(file.read(limits.max_bytes + 1), limits)
         degraded = image.with_pixels(mixture(image.pixels, **recipe))
@@ -135,7 +143,7 @@ def inspect(arguments: Namespace) -> int:
         BundleError: The weights cannot be loaded.
     """
     paths = [path for path, _ in find_images(arguments.inputs)]
-    restorer = load_restorer(arguments.bundle)
+    restorer = load_restorer(arguments.bundle, _limits(arguments))
     failed = 0
     for path in paths:
         try:

@@ -6,23 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from vlmir.errors import OptionError
+from vlmir.formats import SUFFIXES, format_of_suffix
 
-__all__ = ["SUFFIXES", "Job", "find_images", "plan_jobs", "write_atomically"]
-
-SUFFIXES = MappingProxyType(
-    {
-        ".png": "png",
-        ".jpg": "jpeg",
-        ".jpeg": "jpeg",
-        ".webp": "webp",
-        ".tif": "tiff",
-        ".tiff": "tiff",
-    }
-)
-"""Format by suffix in lower case; the first suffix of a format is the one given to new files."""
+__all__ = ["Job", "find_images", "plan_jobs", "write_atomically"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +65,7 @@ def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
             if not name.startswith(".") and (Path(root) / name).resolve() != barred
         )
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and format_of_suffix(Path(name)):
                 yield Path(root) / name
 
 
@@ -118,7 +106,7 @@ def plan_jobs(
 
 def _format_of(output: Path, format: str | None) -> str:
     """The format of a named output file."""
-    own = SUFFIXES.get(output.suffix.lower())
+    own = format_of_suffix(output)
     if own is None:
         raise OptionError(
             f"Cannot write {output}: {output.suffix} is none of {', '.join(SUFFIXES)}. "
@@ -131,7 +119,7 @@ def _format_of(output: Path, format: str | None) -> str:
 
 def _job_in_folder(source: Path, target: Path, format: str | None) -> Job:
     """A job whose target keeps its suffix where that says the format wanted."""
-    own = SUFFIXES.get(target.suffix.lower())
+    own = format_of_suffix(target)
     kind = format or own or "png"
     if own != kind:
         # Only an image suffix is replaced: `IMG.2024` becomes `IMG.2024.png`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from vlmir.formats import FORMATS
 from vlmir.image.decoder import decode
-from vlmir.image.encoder import encode
-from vlmir.image.picture import FORMATS, Image, Limits
+from vlmir.image.encoder import check_encodable, encode
+from vlmir.image.picture import Image, Limits
 from vlmir.image.tiles import TilePlan, Window, plan_tiles
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Limits",
     "TilePlan",
     "Window",
+    "check_encodable",
     "decode",
     "encode",
     "plan_tiles",

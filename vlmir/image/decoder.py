@@ -75,7 +75,7 @@ def _check_header(header: Any, kind: str, limits: Limits) -> None:
     if pixels > limits.max_pixels:
         raise LimitError(
             f"The image has {header.width}×{header.height} = {pixels} pixels; "
-            f"at most {limits.max_pixels} are taken. Scale it down or cut it."
+            f"at most {limits.max_pixels} are taken. Scale it down, cut it, or raise the limit."
         )
     colours = header.bands - header.hasalpha()
     if _CHANNELS.get(header.interpretation) != colours or header.format not in ("uchar", "ushort"):

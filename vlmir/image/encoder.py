@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmir.errors import ImageError, OptionError
+from vlmir.formats import FORMATS
 from vlmir.image.color import luma, to_levels
 from vlmir.image.libvips import DEFAULT_DPI, MM_PER_INCH, libvips
 from vlmir.image.metadata import add_exif_to_tiff
-from vlmir.image.picture import FORMATS, Image
+from vlmir.image.picture import Image
 
-__all__ = ["encode"]
+__all__ = ["check_encodable", "encode"]
 
 _LONGEST_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}
 
@@ -40,8 +41,8 @@ def encode(
         OptionError: Format or quality is unknown, or the format cannot hold this picture.
         ImageError: The pixels are not finite, or the EXIF block is damaged.
     """
+    check_encodable(image, format=format, quality=quality, lossless=lossless)
     kind = format or image.format
-    _check_options(image, kind, quality, lossless)
     picture = _to_vips(_to_samples(image, image.bit_depth if kind in ("png", "tiff") else 8))
     picture = _with_metadata(picture, image)
     if kind == "webp" and image.grey and image.icc_profile:
@@ -65,7 +66,25 @@ def encode(
     return add_exif_to_tiff(encoded, image.exif) if kind == "tiff" and image.exif else encoded
 
 
-def _check_options(image: Image, kind: str, quality: int | None, lossless: bool) -> None:
+def check_encodable(
+    image: Image,
+    *,
+    format: str | None = None,
+    quality: int | None = None,
+    lossless: bool = False,
+) -> None:
+    """Refuse what :func:`encode` would refuse, before any work is put into the picture.
+
+    Args:
+        image: The picture.
+        format: See :func:`encode`.
+        quality: See :func:`encode`.
+        lossless: See :func:`encode`.
+
+    Raises:
+        OptionError: Format or quality is unknown, or the format cannot hold this picture.
+    """
+    kind = format or image.format
     if kind not in FORMATS:
         raise OptionError(f"Unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     if quality is not None and not 1 <= quality <= 100:

@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmir.errors import ImageError, OptionError
+from vlmir.formats import FORMATS
 from vlmir.image.color import to_float
 
-__all__ = ["FORMATS", "Image", "Limits"]
-
-FORMATS = ("png", "jpeg", "webp", "tiff")
-"""Names of the container formats read and written."""
+__all__ = ["Image", "Limits"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,22 +67,35 @@ class TilePlan:
         Raises:
             InputError: There are too few or too many patches, or one has a wrong shape.
         """
-        canvas = np.zeros((0, self.height, self.width), dtype=np.float32)
+        canvas: npt.NDArray[np.float32] | None = None
         count = 0
         for patch in patches:
-            if count == len(self.windows):
-                raise InputError(f"There are more patches than the {count} windows.")
-            window = self.windows[count]
-            if count == 0:
+            if canvas is None:
                 canvas = np.zeros((len(patch), self.height, self.width), dtype=np.float32)
-            expected = (len(canvas), window.height, window.width)
-            if patch.shape != expected:
-                raise InputError(f"Patch {count} must be {expected} (C×h×w), not {patch.shape}.")
-            canvas[:, *window.slices] += patch * self.weight(count)
+            self.add(canvas, count, patch)
             count += 1
-        if count < len(self.windows):
+        if canvas is None or count < len(self.windows):
             raise InputError(f"There are {count} patches for {len(self.windows)} windows.")
         return canvas
+
+    def add(self, canvas: npt.NDArray[np.float32], index: int, patch: npt.NDArray[Any]) -> None:
+        """Add one weighted patch to a C×H×W canvas that began as zeros.
+
+        Args:
+            canvas: C×H×W float32, changed in place.
+            index: Number of the patch's window.
+            patch: C×h×w.
+
+        Raises:
+            InputError: There is no such window, or the patch has a wrong shape.
+        """
+        if index >= len(self.windows):
+            raise InputError(f"There are more patches than the {len(self.windows)} windows.")
+        window = self.windows[index]
+        expected = (len(canvas), window.height, window.width)
+        if patch.shape != expected:
+            raise InputError(f"Patch {index} must be {expected} (C×h×w), not {patch.shape}.")
+        canvas[:, *window.slices] += patch * self.weight(index)
 
 
 def plan_tiles(height: int, width: int, *, tile: int, overlap: int, align: int = 1) -> TilePlan:

@@ -194,13 +194,16 @@ class Progress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Steps done so far, 1 to `steps`."""
+    """Whole steps done so far, 0 to `steps`."""
     steps: _builtins.int
     """Steps in all."""
+    share: _builtins.float
+    """Share of the computation that is done, above 0, at most 1: grows within a step, too, where a picture is tiled."""
     @_builtins.property
     def preview(self) -> Global___EncodedImage:
-        """What the picture would look like if it stopped here; small, lossy, only when asked for."""
+        """What the picture would look like if it stopped here; small, lossy, only after whole steps and when asked for."""
 
     def __init__(
         self,
@@ -208,10 +211,11 @@ class Progress(_message.Message):
         step: _builtins.int = ...,
         steps: _builtins.int = ...,
         preview: Global___EncodedImage | None = ...,
+        share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_preview", b"_preview", "preview", b"preview"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_preview", b"_preview", "preview", b"preview", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_preview", b"_preview", "preview", b"preview", "share", b"share", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__preview: _TypeAlias = _typing.Literal["preview"]  # noqa: Y015
     _WhichOneofArgType__preview: _TypeAlias = _typing.Literal["_preview", b"_preview"]  # noqa: Y015

@@ -12,7 +12,7 @@ import pytest
 
 from vlmir.cli import commands
 from vlmir.errors import ImageError
-from vlmir.image import Image, decode, encode
+from vlmir.image import Image, Limits, decode, encode
 
 BROKEN = b"no picture at all"
 
@@ -38,8 +38,7 @@ class FakeRestoration:
 
 @dataclass
 class Step:
-    step: int
-    steps: int = 3
+    share: float
 
 
 @dataclass
@@ -58,6 +57,7 @@ class FakeRestorer:
 
     bundles: list[str] = field(default_factory=list)
     calls: list[tuple[Path, Any]] = field(default_factory=list)
+    limits: list[Limits] = field(default_factory=list)
     closed: int = 0
     before: Callable[[Path], None] = lambda path: None
 
@@ -67,7 +67,7 @@ class FakeRestorer:
             image = decode(path.read_bytes())
             for step in range(1, 4):
                 self.before(path)
-                yield Step(step)
+                yield Step(step / 3)
             return FakeRestoration(image.with_pixels(1 - image.pixels), options)
         finally:
             self.closed += 1
@@ -82,8 +82,9 @@ class FakeRestorer:
 def restorer(monkeypatch: pytest.MonkeyPatch) -> FakeRestorer:
     fake = FakeRestorer()
 
-    def load(bundle: str) -> FakeRestorer:
+    def load(bundle: str, limits: Limits) -> FakeRestorer:
         fake.bundles.append(bundle)
+        fake.limits.append(limits)
         return fake
 
     monkeypatch.setattr(commands, "load_restorer", load)

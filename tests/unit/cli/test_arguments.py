@@ -8,13 +8,12 @@ import time
 
 import pytest
 
-from vlmir import __version__, degradations, diffusion, image
+from vlmir import __version__, degradations, diffusion
 from vlmir.cli import arguments, main
 
 
 def test_choices_are_those_of_the_library() -> None:
     assert arguments.LABELS == degradations.LABELS
-    assert arguments.FORMATS == image.FORMATS
     assert set(arguments.SOLVERS) == set(diffusion.SOLVERS)
 
 

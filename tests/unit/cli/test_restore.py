@@ -11,7 +11,7 @@ import pytest
 from tests.unit.cli.conftest import FakeRestorer, write_picture
 from vlmir.cli import main
 from vlmir.errors import BundleError
-from vlmir.image import decode
+from vlmir.image import Limits, decode
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def test_a_missing_bundle_exits_1(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load(bundle: str) -> None:
+    def load(bundle: str, limits: object) -> None:
         raise BundleError(f"There is no bundle {bundle}.")
 
     monkeypatch.setattr("vlmir.cli.commands.load_restorer", load)
@@ -184,3 +184,21 @@ def test_inspect_as_json(
     assert told["a.png"]["degradations"] == {"noisy": 0.9, "hazy": 0.099}
     assert told["broken.jpg"]["error"] == "This is no image."
     assert "This is no image." in captured.err
+
+
+def test_limits_can_be_raised_and_lowered(
+    photos: Path, tmp_path: Path, restorer: FakeRestorer
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["restore", str(photos / "a.png"), "-o", out, "--max-pixels", "50000000"]) == 0
+    assert main(["inspect", str(photos / "a.png"), "--max-bytes", "7"]) == 0
+    assert restorer.limits == [Limits(max_pixels=50_000_000), Limits(max_bytes=7)]
+
+
+def test_degrade_keeps_the_limits(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["degrade", str(photos / "a.png"), "-o", out, "--label", "noisy"]
+    assert main([*arguments, "--max-pixels", "11"]) == 1
+    assert "at most 11 are taken" in capsys.readouterr().err

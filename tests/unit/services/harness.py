@@ -71,7 +71,8 @@ class SmallRestorer:
             for step in range(1, steps + 1):
                 if self._gate is not None:
                     assert self._gate.acquire(timeout=PATIENCE_S)
-                yield Progress(step=step, steps=steps, preview=inverse.pixels if previews else None)
+                preview = inverse.pixels if previews else None
+                yield Progress(step=step, steps=steps, share=step / steps, preview=preview)
             return SmallRestoration(
                 image=inverse, report=a_report(options, inverse), format=options.format
             )
