@@ -46,6 +46,7 @@ protos: $(READY) ## Generate vlmir/v1 from protos/
 bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ and captioned/
 	@test -n "$(DATA)" || { echo "Name the folder of benchmarks: make bench DATA=folder" >&2; exit 1; }
 	$(BIN)/python -m training.evaluate --data $(DATA)
+	$(BIN)/python -m training.table out/evaluation.json
 
 clean: ## Remove .venv, caches and out/
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

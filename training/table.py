@@ -1,57 +1,183 @@
-"""The README's table of measured numbers, from the JSON that :mod:`training.evaluate` writes."""
+"""Tables of measured numbers: ``python -m training.table out/evaluation.json --readme README.md --bundle FOLDER``.
+
+Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the README's markers and the
+numbers themselves into the bundle's ``bundle.json``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown"]
+__all__ = ["main", "markdown", "write_into_bundle", "write_into_readme"]
+
+START, END = "<!-- numbers -->", "<!-- /numbers -->"
 
 _BENCHES = {
     "CBSD68 σ=50": "CBSD68, Gaussian σ = 50 (clipped, uint8)",
-    "SOTS-indoor": "SOTS-indoor, haze (20 pairs)",
-    "Rain100H": "Rain100H, rain (16 pairs)",
-    "RainDrop": "RainDrop, real drops (6 pairs)",
+    "SOTS-indoor": "SOTS-indoor, haze",
+    "Rain100H": "Rain100H, rain",
+    "RainDrop": "RainDrop, real drops",
 }
 
-
-def markdown(metrics: Mapping[str, Any]) -> str:
-    """Two Markdown tables: restoration by bench, and everything else."""
-    return "\n".join([*_restoration(metrics), "", *_rest(metrics)])
+Numbers = Mapping[str, Any]
 
 
-def _restoration(metrics: Mapping[str, Any]) -> list[str]:
+def markdown(results: Numbers) -> str:
+    """What was measured of what, then two tables: restoration by bench, and everything else.
+
+    What has not been measured yet is left out of the second table and shown as a dash in the first.
+    """
+    about = results["about"]
+    what = f"`{about['release']}`, measured on {about['machine']}:"
+    return "\n".join([what, "", *_restoration(results), "", *_rest(results)])
+
+
+def _restoration(results: Numbers) -> list[str]:
     rows = [
-        "| bench | input PSNR | default, one step: PSNR / SSIM | `--ensemble`: PSNR / SSIM / Y-PSNR / Y-SSIM "
-        "| 20 stochastic steps: PSNR / SSIM |",
+        "| bench (pictures) | input PSNR | default, one step: PSNR / SSIM "
+        "| `--ensemble`: PSNR / SSIM / Y-PSNR / Y-SSIM | 20 stochastic steps: PSNR / SSIM |",
         "|---|---|---|---|---|",
     ]
     for bench, title in _BENCHES.items():
         one, best, sample = (
-            metrics[f"{bench}, {setting}"] for setting in ("one-step", "ensemble", "stochastic")
+            results.get(f"{bench}, {setting}") for setting in ("one-step", "ensemble", "stochastic")
         )
-        rows.append(
-            f"| {title} | {one['input_psnr']:.2f} dB | {one['psnr']:.2f} dB / {one['ssim']:.4f} | "
-            f"**{best['psnr']:.2f} dB** / {best['ssim']:.4f} / {best['psnr_y']:.2f} dB / {best['ssim_y']:.4f} | "
-            f"{sample['psnr']:.2f} dB / {sample['ssim']:.4f} |"
-        )
+        measured = next((numbers for numbers in (one, best, sample) if numbers), None)
+        if measured is None:
+            continue
+        cells = [
+            f"{title} ({measured['pictures']})",
+            f"{measured['input_psnr']:.2f} dB",
+            _cell(one, lambda n: f"{n['psnr']:.2f} dB / {n['ssim']:.4f}", measured),
+            _cell(best, _four, measured),
+            _cell(sample, lambda n: f"{n['psnr']:.2f} dB / {n['ssim']:.4f}", measured),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def _rest(metrics: Mapping[str, Any]) -> list[str]:
-    labels, language = metrics["labels"], metrics["language"]
-    same, speed = metrics["consistency"], metrics["speed"]
-    lines = {
-        "degradation label accuracy, 11 labels, 68 held-out photos each": f"{labels['accuracy']:.1%}",
-        "caption → photo retrieval, R@10 among 1,000 photos": f"{language['retrieval_recall_at_10']:.1%} "
-        f"({language['retrieval_times_chance']:.1f} × chance)",
-        "captions, BLEU-4 (best constant sentence)": f"{language['bleu4']:.2f} ({language['bleu4_best_constant']:.2f})",
-        "same seed alone and in a batch of 4, greatest difference (0…1)": f"{same['batch_difference']:.1e}",
-        "tiled against untiled, 512², 8 stochastic steps": f"{same['tiled_psnr']:.1f} dB",
-        "clean photos that come back at 40 dB or more": f"{same['clean_above_40_db']:.1%}",
-        "`import vlmir`": f"{speed['import_s']:.2f} s",
-        "`vlmir restore` of a 481×321 photo, start-up included": f"{speed['cli_s']:.1f} s",
-        "the same photo, warm, in process": f"{speed['warm_s']:.2f} s",
-        "24 megapixels: time and peak memory of the process": f"{speed['big_s']:.0f} s, {speed['big_gib']:.1f} GiB",
-    }
-    return ["| what | measured |", "|---|---|", *(f"| {k} | {v} |" for k, v in lines.items())]
+def _cell(numbers: Numbers | None, text: Callable[[Numbers], str], row: Numbers) -> str:
+    """One cell; where it is of fewer or more pictures than its row says, that is said."""
+    if numbers is None:
+        return "–"
+    pictures = numbers["pictures"]
+    return text(numbers) + (f" (of {pictures})" if pictures != row["pictures"] else "")
+
+
+def _four(numbers: Numbers) -> str:
+    return (
+        f"**{numbers['psnr']:.2f} dB** / {numbers['ssim']:.4f} / "
+        f"{numbers['psnr_y']:.2f} dB / {numbers['ssim_y']:.4f}"
+    )
+
+
+_LINES: tuple[tuple[str, str, Callable[[Numbers], str]], ...] = (
+    (
+        "labels",
+        "degradation label accuracy, 11 labels, 68 held-out photos each",
+        lambda n: f"{n['accuracy']:.1%} ({_weakest(n)})",
+    ),
+    (
+        "language",
+        "caption → photo retrieval, R@10 among 1,000 photos",
+        lambda n: f"{n['retrieval_recall_at_10']:.1%} ({n['retrieval_times_chance']:.1f} × chance)",
+    ),
+    (
+        "language",
+        "captions, BLEU-4 (best constant sentence)",
+        lambda n: f"{n['bleu4']:.2f} ({n['bleu4_best_constant']:.2f})",
+    ),
+    (
+        "consistency",
+        "same seed alone and in a batch of 4, greatest difference (0…1)",
+        lambda n: f"{n['batch_difference']:.1e}",
+    ),
+    ("consistency", "the same in bfloat16", lambda n: f"{n['batch_psnr_bf16']:.1f} dB"),
+    (
+        "consistency",
+        "tiled against untiled, 512², 8 stochastic steps",
+        lambda n: f"{n['tiled_psnr']:.1f} dB",
+    ),
+    (
+        "consistency",
+        "clean photos that come back at 40 dB or more (median)",
+        lambda n: f"{n['clean_above_40_db']:.0%} ({n['clean_psnr_median']:.1f} dB)",
+    ),
+    ("speed", "`import vlmir`", lambda n: f"{n['import_s']:.2f} s"),
+    (
+        "speed",
+        "`vlmir restore` of a 481×321 photo, start-up included",
+        lambda n: f"{n['cli_s']:.1f} s",
+    ),
+    ("speed", "the same photo, warm, in process", lambda n: f"{n['warm_s']:.2f} s"),
+    (
+        "speed",
+        "24 megapixels: time and peak memory of the process",
+        lambda n: f"{n['big_s']:.0f} s, {n['big_gib']:.1f} GiB",
+    ),
+)
+"""(Part of the results, what it is, how it is written)."""
+
+
+def _weakest(labels: Numbers) -> str:
+    """The three labels that are missed most."""
+    shares = {label: share for label, share in labels.items() if label != "accuracy"}
+    worst = sorted(shares, key=lambda label: shares[label])[:3]
+    return "weakest: " + ", ".join(f"{label} {shares[label]:.0%}" for label in worst)
+
+
+def _rest(results: Numbers) -> list[str]:
+    rows = [f"| {what} | {text(results[part])} |" for part, what, text in _LINES if part in results]
+    return ["| what | measured |", "|---|---|", *rows]
+
+
+def write_into_readme(readme: Path, text: str) -> None:
+    """Put ``text`` between the README's markers.
+
+    Raises:
+        ValueError: It has none.
+    """
+    before, start, rest = readme.read_text("utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{readme} has no {START} … {END}; add both lines where the tables go.")
+    readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def write_into_bundle(folder: Path, results: Numbers) -> None:
+    """Store the numbers as the metrics of the bundle they were measured of.
+
+    Raises:
+        ValueError: They are of other weights.
+    """
+    file = folder / "bundle.json"
+    bundle = json.loads(file.read_text("utf-8"))
+    if bundle["digests"] != results["about"]["digests"]:
+        raise ValueError(f"The numbers are not of the weights in {folder}; evaluate those.")
+    numbers = {name: value for name, value in results.items() if name != "about"}
+    bundle["metrics"] = numbers | {"machine": results["about"]["machine"]}
+    file.write_text(json.dumps(bundle, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("results", type=Path, help="JSON that training.evaluate wrote")
+    parser.add_argument("--readme", type=Path, help="file to put the tables into")
+    parser.add_argument("--bundle", type=Path, help="bundle folder to store the numbers in")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text("utf-8"))
+    text = markdown(results)
+    print(text)
+    if arguments.readme:
+        write_into_readme(arguments.readme, text)
+    if arguments.bundle:
+        write_into_bundle(arguments.bundle, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Measuring a bundle on a small folder of benchmarks, and the tables made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.unit.training.test_training import scene
+from training import evaluate, table
+from training.benches import noisy_copy
+
+README = "before\n<!-- numbers -->\nold\n<!-- /numbers -->\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout of the benchmarks, two small pictures each."""
+    folder = tmp_path_factory.mktemp("data")
+    for bench in ("noisy_cbsd68", "hazy_sots_indoor", "rainy_rain100h", "raindrop"):
+        for side in ("lq", "gt"):
+            (folder / "bench" / bench / side).mkdir(parents=True)
+            for number in range(2):
+                gt = scene(number)
+                picture = gt if side == "gt" else noisy_copy(gt, 7)
+                cv2.imwrite(str(folder / "bench" / bench / side / f"{number}.png"), picture)
+    return folder
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, data: Path, bundle: Path, out: Path, arguments: str
+) -> dict[str, Any]:
+    """What ``training.evaluate`` writes."""
+    fixed = ["evaluate", "--data", str(data), "--bundle", str(bundle), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*fixed, *arguments.split()])
+    evaluate.main()
+    results: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    return results
+
+
+def test_parts_are_measured_one_by_one_and_kept(
+    monkeypatch: pytest.MonkeyPatch, data: Path, small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "evaluation.json"
+    first = measured(monkeypatch, data, small_bundle_folder, out, "--setting one-step --limit 1")
+    assert len(first) == 5 and first["about"]["release"] == "small-1"
+    rain = first["Rain100H, one-step"]
+    assert rain["pictures"] == 1 and 5 < rain["input_psnr"] < 25
+    both = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
+    assert set(both) == {*first, "labels"} and both["Rain100H, one-step"] == rain
+    shares = both["labels"]
+    assert shares["accuracy"] == pytest.approx(np.mean([shares[k] for k in list(shares)[1:]]))
+
+
+def test_results_of_other_weights_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, data: Path, small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "evaluation.json"
+    out.write_text(json.dumps({"about": {"digests": {"sampler": "other"}}, "speed": {"cli_s": 1}}))
+    results = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
+    assert set(results) == {"about", "labels"}
+
+
+def test_tables_go_into_the_readme_and_the_bundle(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    small_bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, readme, bundle = tmp_path / "e.json", tmp_path / "README.md", tmp_path / "bundle"
+    readme.write_text(README)
+    shutil.copytree(small_bundle_folder, bundle)
+    results = measured(monkeypatch, data, bundle, out, "--setting one-step --only bench")
+    monkeypatch.setattr(
+        sys, "argv", ["table", str(out), "--readme", str(readme), "--bundle", str(bundle)]
+    )
+    table.main()
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- numbers -->\n`small-1`, measured on ")
+    assert text.endswith("\n<!-- /numbers -->\nafter\n") and "old" not in text
+    psnr = results["Rain100H, one-step"]["psnr"]
+    assert f"| Rain100H, rain (2) | {results['Rain100H, one-step']['input_psnr']:.2f} dB |" in text
+    assert f"{psnr:.2f} dB / " in text and "| – | – |" in text
+    stored = json.loads((bundle / "bundle.json").read_text())["metrics"]
+    assert stored["Rain100H, one-step"]["psnr"] == psnr and "float32" in stored["machine"]
+    assert "Rain100H" in capsys.readouterr().out
+
+
+def test_numbers_of_other_weights_are_refused(small_bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small_bundle_folder, bundle)
+    before = (bundle / "bundle.json").read_bytes()
+    with pytest.raises(ValueError, match="not of the weights"):
+        table.write_into_bundle(bundle, {"about": {"digests": {}, "machine": ""}})
+    assert (bundle / "bundle.json").read_bytes() == before
+
+
+def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(ValueError, match="numbers"):
+        table.write_into_readme(tmp_path / "README.md", "text")
+
+
+def test_a_cell_says_when_it_is_of_fewer_pictures() -> None:
+    numbers = {"input_psnr": 12.0, "psnr": 20.0, "ssim": 0.5, "pictures": 20}
+    results = {
+        "about": {"release": "r", "machine": "m"},
+        "SOTS-indoor, one-step": numbers,
+        "SOTS-indoor, stochastic": numbers | {"pictures": 6},
+        "labels": {"accuracy": 0.75, "clean": 0.5, "noisy": 1.0, "hazy": 0.75, "rainy": 0.9},
+    }
+    text = table.markdown(results)
+    assert "| SOTS-indoor, haze (20) | 12.00 dB | 20.00 dB / 0.5000 | – |" in text
+    assert "20.00 dB / 0.5000 (of 6) |" in text
+    assert "| 75.0% (weakest: clean 50%, hazy 75%, rainy 90%) |" in text
