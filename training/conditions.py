@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.cache import fingerprint
 from training.pool import Pool
 from training.views import to_tensor
 from vlmir.config import Preset
@@ -40,9 +41,14 @@ def no_conditions(pool: Pool, preset: Preset) -> PoolConditions:
 
 
 def embed_pool(
-    pool: Pool, captioner: BlipCaptioner, embedder: ClipEmbedder, file: Path
+    pool: Pool, captioner: BlipCaptioner, embedder: ClipEmbedder, folder: Path
 ) -> PoolConditions:
-    """Caption and embed every degraded picture of the pool; an existing ``file`` is read instead."""
+    """Caption and embed every degraded picture of the pool once.
+
+    Later runs with the same pictures and networks read the result from ``folder``.
+    """
+    networks = (captioner.model, captioner.config.beams, embedder.network)
+    file = folder / f"pool-{fingerprint(pool.digest, len(pool), networks)}.safetensors"
     if file.is_file():
         return PoolConditions(**load_file(file))
     rows: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -65,6 +65,7 @@ class CropLoader:
         blind: bool = False,
     ) -> None:
         self._pool, self._conditions, self._seed = pool, conditions, seed
+        self.prototypes = conditions.prototypes
         self._null_share = 1.0 if blind else NULL_SHARE
         self._labels = labels
         synthetic: dict[str, list[int]] = {label: [] for label in labels}

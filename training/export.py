@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from training.loop import load_checkpoint
 from training.views import load_pretrained
@@ -31,23 +30,22 @@ def export(
 ) -> None:
     """Write the bundle ``out`` from the checkpoints of pretraining and both stages.
 
-    The label prototypes are those that stage 2 last trained with (the newest ``pool-*.safetensors``).
+    The label prototypes are those that stage 2 trained with.
 
     Raises:
         FileNotFoundError: A checkpoint is missing.
+        ValueError: Stage 2 has seen no conditions yet.
     """
     preset = load_preset("tiny")
     parts = load_pretrained(preset, pretrained)
     network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
     network.load_state_dict(_checkpoint(stage1 / "embedder.pt")["model"])
-    measured = sorted(stage1.glob("pool-*.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not measured:
-        raise FileNotFoundError(
-            f"{stage1}/pool-*.safetensors is missing: run training.stage2 first."
-        )
-    network.prototypes.copy_(load_file(measured[-1])["prototypes"])
+    sampler = _checkpoint(stage2 / "sampler.pt")
+    if not sampler["prototypes"].any():
+        raise ValueError(f"{stage2} was trained blind; go on with training.stage2 without --blind.")
+    network.prototypes.copy_(sampler["prototypes"])
     unet = UNet(preset.sampler.unet)
-    unet.load_state_dict(_checkpoint(stage2 / "sampler.pt")["ema"])
+    unet.load_state_dict(sampler["ema"])
     save_bundle(
         out,
         preset=preset,

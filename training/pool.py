@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from training.cache import fingerprint
 from vlmir.degradations import degrade
 from vlmir.image.color import to_float, to_levels
 
@@ -71,7 +72,9 @@ class Pool:
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         index = json.loads((folder / "index.json").read_text("utf-8"))
         self.folder = folder
-        self.entries = [Entry(**entry) for entry in index]
+        self.digest: str = index["made_of"]
+        """Fingerprint of what the whole pool was made of."""
+        self.entries = [Entry(**entry) for entry in index["entries"]]
         # Of all entries, not of those kept below: clean photos come first, and each is degraded to `clean` too.
         self._last_clean = max(entry.photo for entry in self.entries if entry.label == "clean")
         if limit is not None and limit < len(self.entries):
@@ -105,11 +108,25 @@ def read_folder(folder: Path) -> list[Bytes]:
 
 
 def read_pairs(folder: Path) -> Iterator[tuple[str, Bytes, Bytes]]:
-    """(label, LQ, GT) of the reference layout ``<label>/{lq,gt}/<same name>``."""
+    """(label, LQ, GT) of the reference layout ``<label>/{LQ,GT}/<same name>``, in capitals or not.
+
+    Raises:
+        FileNotFoundError: A label lacks one of the two folders, or an LQ picture its GT.
+    """
     for task in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for lq in sorted((task / "lq").iterdir()):
-            gt = next((task / "gt").glob(f"{lq.stem}.*"))
-            yield task.name, _read(lq), _read(gt)
+        truths = {path.stem: path for path in _side(task, "gt").iterdir()}
+        for lq in sorted(_side(task, "lq").iterdir()):
+            if lq.stem not in truths:
+                raise FileNotFoundError(f"{lq} has no picture of the same name in GT.")
+            yield task.name, _read(lq), _read(truths[lq.stem])
+
+
+def _side(task: Path, name: str) -> Path:
+    """The folder ``name`` of a task, in capitals or not."""
+    for path in task.iterdir():
+        if path.name.lower() == name:
+            return path
+    raise FileNotFoundError(f"{task} has no folder {name.upper()}; pairs lie in LQ and GT.")
 
 
 def build_pool(
@@ -120,13 +137,22 @@ def build_pool(
     pair_copies: int = 6,
     seed: int = 0,
 ) -> Pool:
-    """Degrade every photo by the recipe, add the real pairs, and write the pool; an existing pool is opened.
+    """Degrade every photo by the recipe, add the real pairs, and write the pool; an existing one is opened.
 
     Half of the rainy copies carry streaks of the real pairs (their difference LQ − GT, turned and shifted) instead of
     synthetic ones. Real pairs are listed ``pair_copies`` times, so that sampling evenly meets them often enough.
+
+    Raises:
+        ValueError: The existing pool was made of other pictures or by another recipe.
     """
+    made_of = fingerprint(RECIPE, pair_copies, seed, list(photos), list(pairs))
     if (folder / "index.json").is_file():
-        return Pool(folder)
+        pool = Pool(folder)
+        if pool.digest != made_of:
+            raise ValueError(
+                f"The pool in {folder} was made of other pictures or by another recipe; delete it or name another."
+            )
+        return pool
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     streaks = [lq.astype(np.int16) - gt for label, lq, gt in pairs if label == "rainy"]
@@ -153,7 +179,7 @@ def build_pool(
             height, width = gt_pixels.shape[:2]
             entry = Entry(label, write(lq), write(gt_pixels), height, width, number)
             entries.extend([entry] * pair_copies)
-    index = json.dumps([asdict(entry) for entry in entries])
+    index = json.dumps({"made_of": made_of, "entries": [asdict(entry) for entry in entries]})
     (folder / "index.json").write_text(index, encoding="utf-8")
     return Pool(folder)
 

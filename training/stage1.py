@@ -12,6 +12,7 @@ human, so they are true of the content.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,18 +60,23 @@ def stage1_loss(network: DegradationCLIP, batch: StageOneData) -> tuple[Tensor, 
     return content, degradation, caption
 
 
-def train_stem(network: DegradationCLIP, data: DamageData, out: Path, steps: int) -> None:
+def train_stem(
+    network: DegradationCLIP, read: Callable[[], DamageData], out: Path, steps: int
+) -> None:
     """First phase: the controller's convolutional path alone learns to tell the labels apart; then it is frozen.
 
-    A checkpoint every 100 steps; resumes from ``out/stem.pt``.
+    A checkpoint every 100 steps; resumes from ``out/stem.pt``. The pictures are read only where there is a step to do.
     """
     stem = network.controller.stem
-    if stem is None:
+    if stem is None or steps == 0:
         return
     stem.train().to(memory_format=torch.channels_last)
     optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
     file = out / "stem.pt"
     start, _ = resume(file, stem, optimizer)
+    if start >= steps:
+        return
+    data = read()
     log = Log(out, "stem", steps, start=start)
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(step)
@@ -137,7 +143,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--photos", type=Path, required=True, help="folder of clean photos")
-    parser.add_argument("--pairs", type=Path, help="folder of real pairs, <label>/{lq,gt}")
+    parser.add_argument("--pairs", type=Path, help="folder of real pairs, <label>/{LQ,GT}")
     parser.add_argument("--captioned", type=Path, required=True, help="folder of captioned photos")
     parser.add_argument(
         "--pretrained",
@@ -167,10 +173,14 @@ def main() -> None:
     if arguments.init is not None:
         fill_embedder(network, load_bundle(arguments.init))
     out: Path = arguments.out
-    damage = prepare_damage(preset, pool, arguments.captioned, out / "damage.pt")
-    train_stem(network, damage, out, arguments.stem_steps)
-    del damage  # it takes more memory than the joint phase has to spare
-    data = prepare_stage1(preset, parts, pool, arguments.captioned, out / "data.pt")
+    # Not kept in a variable: it takes more memory than the joint phase has to spare.
+    train_stem(
+        network,
+        lambda: prepare_damage(preset, pool, arguments.captioned, out),
+        out,
+        arguments.stem_steps,
+    )
+    data = prepare_stage1(preset, parts, pool, arguments.captioned, out)
     train(network, data, out, arguments.steps)
 
 

@@ -138,7 +138,8 @@ def train(
             log(step + 1, loss=running / 50, gradient=norm.item(), loading_s=waited)
             running, waited = 0.0, 0.0
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            save_progress(file, step + 1, unet, optimizer, ema=ema.average)
+            more = {"ema": ema.average, "prototypes": loader.prototypes}
+            save_progress(file, step + 1, unet, optimizer, **more)
 
 
 def _conditions(preset: Preset, pool: Pool, pretrained: Path, stage1: Path) -> PoolConditions:
@@ -150,7 +151,7 @@ def _conditions(preset: Preset, pool: Pool, pretrained: Path, stage1: Path) -> P
         raise FileNotFoundError(f"{stage1}/embedder.pt is missing: run training.stage1 first.")
     network.load_state_dict(state["model"])
     embedder = ClipEmbedder(network, parts.tokenizer, preset.labels)
-    return embed_pool(pool, parts.captioner, embedder, stage1 / f"pool-{len(pool)}.safetensors")
+    return embed_pool(pool, parts.captioner, embedder, stage1)
 
 
 def main() -> None:

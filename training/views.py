@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.cache import fingerprint
 from training.captioned import CaptionedPhotos
 from training.loop import load_checkpoint, save_checkpoint
 from training.pool import Bytes, Pool, degrade_bytes
@@ -98,9 +99,8 @@ class DamageData:
     """N label numbers, int64."""
 
     def draw(self, count: int, generator: torch.Generator) -> DamageData:
-        """A random batch with each label as likely as any other, mirrored at random."""
-        weights = 1 / self.labels.bincount()[self.labels]
-        index = torch.multinomial(weights, count, replacement=True, generator=generator)
+        """A random batch, mirrored at random; hard labels have more pictures, so they come more often."""
+        index = torch.randint(len(self.labels), (count,), generator=generator)
         return DamageData(_mirrored(self.views[index], generator), self.labels[index])
 
     def normalised_views(self) -> Tensor:
@@ -139,12 +139,15 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
     return pixels.float() / 255
 
 
-def prepare_damage(preset: Preset, pool: Pool, captioned: Path, cache: Path) -> DamageData:
-    """Degrade and view pictures for the first phase once; later runs read ``cache``."""
+def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
+    """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
+    size = preset.embedder.clip.vision_cfg.image_size
+    counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE)
+    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), size, counts)
+    cache = folder / f"damage-{made_of}.pt"
     state = load_checkpoint(cache)
     if state is None:
         photos, rng = CaptionedPhotos(captioned), np.random.default_rng(1)
-        size = preset.embedder.clip.vision_cfg.image_size
         views, labels = [], []
         for number, label in enumerate(preset.labels):
             times = 1 + (label in HARD)
@@ -161,14 +164,26 @@ def prepare_damage(preset: Preset, pool: Pool, captioned: Path, cache: Path) -> 
 
 
 def prepare_stage1(
-    preset: Preset, parts: Pretrained, pool: Pool, captioned: Path, cache: Path
+    preset: Preset, parts: Pretrained, pool: Pool, captioned: Path, folder: Path
 ) -> StageOneData:
-    """Degrade, view, caption and embed the pictures of the joint phase once; later runs read ``cache``."""
+    """Degrade, view, caption and embed the pictures of the joint phase once.
+
+    Later runs with the same inputs read them from ``folder``.
+    """
+    networks = (parts.clip, parts.captioner.model, preset.captioner.beams)
+    counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE)
+    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), networks, counts)
+    cache = folder / f"data-{made_of}.pt"
     state = load_checkpoint(cache)
     if state is None:
         state = _prepare(preset, parts, pool, CaptionedPhotos(captioned))
         save_checkpoint(cache, state)
     return StageOneData(**state)
+
+
+def _words_of(captioned: Path) -> tuple[bytes, bytes]:
+    """What tells one folder of captioned photos from another."""
+    return (captioned / "captions.json").read_bytes(), (captioned / "split.json").read_bytes()
 
 
 def _prepare(

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.small import CAPTIONS, small_preset
+from training.cache import fingerprint
 from training.captioned import CaptionedPhotos
 from training.conditions import embed_pool, no_conditions
 from training.crops import CropLoader
 from training.export import export
 from training.loop import cosine_rate, load_checkpoint, save_checkpoint
-from training.pool import Pool, build_pool, transplant
+from training.pool import Pool, build_pool, read_pairs, transplant
 from training.pretrain import train_blip, train_clip
 from training.stage1 import train as train_stage1
 from training.stage1 import train_stem
@@ -81,11 +82,61 @@ def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
 
 
 def test_a_pool_is_built_once_and_the_same(pool: Pool, tmp_path: Path) -> None:
-    assert len(build_pool(pool.folder, [], [])) == len(pool)
     gt = scene(9)
     lq = np.clip(gt.astype(np.int16) + 40, 0, 255).astype(np.uint8)
-    again = build_pool(tmp_path / "again", [scene(i) for i in range(2)], [("rainy", lq, gt)])
+    photos, pairs = [scene(i) for i in range(2)], [("rainy", lq, gt)]
+    assert len(build_pool(pool.folder, photos, pairs)) == len(pool)
+    again = build_pool(tmp_path / "again", photos, pairs)
     assert all(np.array_equal(again.lq(i), pool.lq(i)) for i in range(len(pool)))
+
+
+def test_a_pool_of_other_pictures_is_not_taken_for_this_one(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="delete it or name another"):
+        build_pool(pool.folder, [scene(3)], [])
+
+
+@pytest.mark.parametrize("names", [("lq", "gt"), ("LQ", "GT")])
+def test_pairs_are_read_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    for side, number in zip(names, (1, 2), strict=True):
+        (tmp_path / "rainy" / side).mkdir(parents=True)
+        suffix = "jpg" if side.lower() == "lq" else "png"
+        cv2.imwrite(str(tmp_path / "rainy" / side / f"a.{suffix}"), scene(number))
+    ((label, lq, gt),) = read_pairs(tmp_path)
+    assert label == "rainy" and lq.shape == gt.shape
+    assert np.array_equal(gt[..., ::-1], scene(2))
+    (tmp_path / "rainy" / names[1] / "a.png").rename(tmp_path / "rainy" / names[1] / "b.png")
+    with pytest.raises(FileNotFoundError, match="same name"):
+        list(read_pairs(tmp_path))
+    (tmp_path / "rainy" / names[1]).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="GT"):
+        list(read_pairs(tmp_path))
+
+
+def test_fingerprints_tell_inputs_apart() -> None:
+    torch.manual_seed(0)
+    picture, linear = scene(0), torch.nn.Linear(2, 2)
+    parts = [picture, picture[:, ::-1], linear, torch.nn.Linear(2, 2), b"x", "x", [1], [1, 2], {}]
+    prints = [fingerprint(part) for part in parts]
+    assert len(set(prints)) == len(parts)
+    assert prints == [fingerprint(part) for part in parts]
+    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
+
+
+def test_the_first_phases_pictures_are_not_made_for_nothing(tmp_path: Path) -> None:
+    network = DegradationCLIP(PRESET.embedder, len(LABELS))
+    train_stem(network, lambda: pytest.fail("pictures were read"), tmp_path, 0)
+
+
+def test_a_blind_sampler_is_not_exported(
+    pool: Pool, small_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage2(pool, tmp_path / "two", 1)
+    network = DegradationCLIP(PRESET.embedder, len(LABELS))
+    save_checkpoint(tmp_path / "one" / "embedder.pt", {"model": network.state_dict()})
+    monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
+    folders = {"pretrained": small_bundle_folder, "stage1": tmp_path / "one"}
+    with pytest.raises(ValueError, match="trained blind"):
+        export(tmp_path / "b", **folders, stage2=tmp_path / "two", release="b", metrics={})
 
 
 def test_transplanted_rain_only_adds_the_pairs_streaks() -> None:
@@ -144,9 +195,9 @@ def test_all_stages_from_photos_to_a_bundle(
     parts = load_pretrained(PRESET, pretrained)
     network = DegradationCLIP(PRESET.embedder, len(LABELS), parts.clip)
     network.set_labels(tokenizer(LABELS, 12))
-    train_stem(network, prepare_damage(PRESET, pool, captioned, one / "damage.pt"), one, 3)
+    train_stem(network, lambda: prepare_damage(PRESET, pool, captioned, one), one, 3)
     stem = load_checkpoint(one / "stem.pt")
-    data = prepare_stage1(PRESET, parts, pool, captioned, one / "data.pt")
+    data = prepare_stage1(PRESET, parts, pool, captioned, one)
     train_stage1(network, data, one, 2)
     joined = load_checkpoint(one / "embedder.pt")
     assert stem is not None and joined is not None
@@ -155,8 +206,14 @@ def test_all_stages_from_photos_to_a_bundle(
         for n, kept in stem["model"].items()
     )
     embedder = ClipEmbedder(network, tokenizer, LABELS)
-    conditions = embed_pool(pool, parts.captioner, embedder, one / "pool-1.safetensors")
+    conditions = embed_pool(pool, parts.captioner, embedder, one)
     assert conditions.f_T.shape == (len(pool), 32)
+    with torch.no_grad():
+        network.controller.stem.head[1].bias += 1
+    other = embed_pool(pool, parts.captioner, embedder, one)
+    assert not torch.allclose(other.f_D, conditions.f_D)  # not the other network's file
+    with torch.no_grad():
+        network.controller.stem.head[1].bias -= 1
     loader = CropLoader(pool, conditions, LABELS, seed=0)
     train_stage2(PRESET, loader, two, steps=2, batch=2, size=32, compiled=False)
     monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
