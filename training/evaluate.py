@@ -2,7 +2,7 @@
 
 Every number is computed here and now, by the protocol of :mod:`vlmir.metrics`: pictures rounded to uint8, a border of
 four pixels cut off. The JSON is written after each measurement and, for the same weights, added to: an interrupted run
-goes on with ``--only`` and ``--setting``. ``python -m training.table`` puts it into the README and the bundle.
+goes on with ``--only`` and ``--setting``. ``python -m training.table`` puts it into README, model card and bundle.
 """
 
 from __future__ import annotations

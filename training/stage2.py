@@ -76,7 +76,11 @@ def condition(unet: UNet, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
 def diffusion_loss(
     unet: UNet, schedule: IRSDE, objective: str, crops: Crops, generator: torch.Generator
 ) -> Tensor:
-    """The training objective's mean over a batch, at random times."""
+    """The training objective's mean over a batch, at random times, many of them T.
+
+    A network that predicts x₀ is shown x_T = μ there, without noise, as one evaluation starts at inference: what little
+    of x₀ is left in x_T must not be shown without the noise that hides it.
+    """
     batch = len(crops.lq)
     t = torch.randint(1, schedule.T + 1, (batch,), generator=generator)
     at_T = torch.rand(batch, generator=generator) < AT_T_SHARE
@@ -84,6 +88,9 @@ def diffusion_loss(
     noise = torch.randn(crops.lq.shape, generator=generator)
     noise = noise.contiguous(memory_format=torch.channels_last)
     x_t = schedule.marginal(crops.gt, crops.lq, t, noise)
+    if objective == "x0":
+        x_t = torch.where(at_T[:, None, None, None], crops.lq, x_t)
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
     with mixed_precision():
         output = unet(x_t, crops.lq, t, unet.prepare(*condition(unet, crops), batch))
     errors = loss(objective, schedule, output.float(), crops.gt, crops.lq, x_t, t, noise, NORM)

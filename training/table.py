@@ -1,7 +1,7 @@
-"""Tables of measured numbers: ``python -m training.table out/evaluation.json --readme README.md --bundle FOLDER``.
+"""Tables of measured numbers: ``python -m training.table out/evaluation.json --into README.md --bundle FOLDER``.
 
-Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the README's markers and the
-numbers themselves into the bundle's ``bundle.json``.
+Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the markers of the README
+and the model card, and the numbers themselves into the bundle's ``bundle.json``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main", "markdown", "write_into_bundle", "write_into_readme"]
+__all__ = ["main", "markdown", "write_into_bundle", "write_into_markdown"]
 
 START, END = "<!-- numbers -->", "<!-- /numbers -->"
 
@@ -135,17 +135,17 @@ def _rest(results: Numbers) -> list[str]:
     return ["| what | measured |", "|---|---|", *rows]
 
 
-def write_into_readme(readme: Path, text: str) -> None:
-    """Put ``text`` between the README's markers.
+def write_into_markdown(file: Path, text: str) -> None:
+    """Put ``text`` between the markers of a Markdown file.
 
     Raises:
         ValueError: It has none.
     """
-    before, start, rest = readme.read_text("utf-8").partition(START)
+    before, start, rest = file.read_text("utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise ValueError(f"{readme} has no {START} … {END}; add both lines where the tables go.")
-    readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{file} has no {START} … {END}; add both lines where the tables go.")
+    file.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def write_into_bundle(folder: Path, results: Numbers) -> None:
@@ -167,14 +167,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("results", type=Path, help="JSON that training.evaluate wrote")
-    parser.add_argument("--readme", type=Path, help="file to put the tables into")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        action="append",
+        default=[],
+        help="Markdown file to put the tables into",
+    )
     parser.add_argument("--bundle", type=Path, help="bundle folder to store the numbers in")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text("utf-8"))
     text = markdown(results)
     print(text)
-    if arguments.readme:
-        write_into_readme(arguments.readme, text)
+    for file in arguments.into:
+        write_into_markdown(file, text)
     if arguments.bundle:
         write_into_bundle(arguments.bundle, results)
 

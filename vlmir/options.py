@@ -22,13 +22,16 @@ class RestoreOptions:
     """
 
     steps: int | None = None
-    """Network evaluations, at least 1; None: the bundle's default, or 20 where realism is asked for."""
+    """The solver's network evaluations, at least 1; None: the bundle's default, or 20 where realism is asked for."""
     solver: str | None = None
     """Name of the solver; None: the bundle's default."""
     seed: int = 0
-    """Seed of the noise, 0…2⁶³−1. It matters where more than one step is made."""
+    """Seed of the noise, 0…2⁶³−1. At realism 0 there is none."""
     realism: float | None = None
-    """0: the posterior mean (most faithful) … 1: a sample (most natural). None: 0 for one step, 1 for more."""
+    """0: the posterior mean (most faithful) … 1: a sample (most natural). None: 0 for one step, 1 for more.
+
+    The mean takes one evaluation and no step; between 0 and 1 it comes on top of the steps.
+    """
     ensemble: bool = False
     """Average over the picture and its three mirror images at every evaluation: four times the work, less error."""
     caption: str | None = None

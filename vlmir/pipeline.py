@@ -238,12 +238,16 @@ class Restorer:
         tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
         restored, steps = source.pixels, 0
         if share > 0:
-            steps = plan.steps
+            steps = plan.evaluations
             run = self._sampler.sample(
                 [source.pixels], [Conditions(f_T, seen.f_I, f_D)], [options.seed], plan
             )
-            sampled = yield from _relay(run, plan.steps, previews, clock)
+            sampled = yield from _relay(run, steps, previews, clock)
             restored = source.pixels + np.float32(share) * (sampled - source.pixels)
+            if plan.realism == 0 and plan.steps > 1:
+                warnings.append(
+                    "Steps have no effect at realism 0, where one evaluation gives the mean; raise the realism."
+                )
         elif options.strength > 0 and options.degradation is None:
             warnings.append(
                 "The picture looks undamaged and was left as it is; name a degradation to restore it."

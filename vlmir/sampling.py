@@ -20,6 +20,7 @@ from vlmir.nn import Conditioning, UNet
 __all__ = ["MIRRORS", "Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
 
 Pixels = npt.NDArray[np.float32]
+_Run = Generator[tuple[Tensor, int], Tensor, Tensor]
 
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """The axes along which a picture is flipped: as it is, left–right, top–bottom, both."""
@@ -41,7 +42,7 @@ class Plan:
     """How one or more pictures are sampled."""
 
     steps: int
-    """Network evaluations, 1…T."""
+    """Network evaluations of the solver, 1…T."""
     solver: str
     """A key of ``SOLVERS``."""
     realism: float
@@ -50,6 +51,22 @@ class Plan:
     """Tile side in pixels; 0 for none, None for the preset's."""
     ensemble: bool = False
     """Whether each evaluation is the mean over the picture's four mirror images."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations in all: one for the mean below realism 1, and the solver's above realism 0."""
+        return int(self.realism < 1) + self.steps * int(self.realism > 0)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for every evaluation of a run."""
+
+    mu: Tensor
+    conditioning: Conditioning
+    tiles: TilePlan
+    mirrors: Sequence[tuple[int, ...]]
+    evaluations: int
 
 
 class SampleStep(NamedTuple):
@@ -116,36 +133,64 @@ class DiffusionSampler:
             VlmirError: The network produced values that are no numbers.
         """
         mu = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-        tiles = self.tile_plan(mu.shape[2], mu.shape[3], plan.tile)
-        conditioning = self._prepare(conditions)
-        mirrors = MIRRORS if plan.ensemble else MIRRORS[:1]
+        work = _Work(
+            mu,
+            self._prepare(conditions),
+            self.tile_plan(mu.shape[2], mu.shape[3], plan.tile),
+            MIRRORS if plan.ensemble else MIRRORS[:1],
+            plan.evaluations,
+        )
         runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
-        requests = [next(run) for run in runs]
-        mean: Tensor | None = None
-        for step in range(1, plan.steps + 1):
-            x, t = torch.stack([x for x, _ in requests]), requests[0][1]
-            x0 = torch.zeros_like(mu)
-            canvas = x0.flatten(0, 1).numpy()  # the same memory
-            for number, patch in enumerate(self._predict(x, mu, t, conditioning, tiles, mirrors)):
-                tiles.add(canvas, number, patch.flatten(0, 1).numpy())
-                share = (step - 1 + (number + 1) / len(tiles.windows)) / plan.steps
-                if number + 1 < len(tiles.windows):
-                    yield SampleStep(step - 1, share, None)
-            mean = x0 if mean is None else mean
-            yield SampleStep(step, step / plan.steps, x0)
-            if step < plan.steps:
-                requests = [run.send(x0[i]) for i, run in enumerate(runs)]
-        sample = torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
-        restored = torch.lerp(cast(Tensor, mean), sample, plan.realism)
+        x_T = torch.stack([x for x, _ in (next(run) for run in runs)])
+        mean = sample = x_T
+        if plan.realism < 1:
+            mean = yield from self._mean(x_T, work)
+        if plan.realism > 0:
+            sample = yield from self._follow(runs, x_T, work, done=int(plan.realism < 1))
+        restored = torch.lerp(mean, sample, plan.realism)
         if not torch.isfinite(restored).all():
             raise VlmirError(
                 "The network produced values that are no numbers; its weights are unfit."
             )
         return list(restored.clamp_(0, 1).permute(0, 2, 3, 1).contiguous().numpy())
 
-    def _begin(
-        self, mu: Tensor, seed: int, plan: Plan
-    ) -> Generator[tuple[Tensor, int], Tensor, Tensor]:
+    def _mean(self, x_T: Tensor, work: _Work) -> Generator[SampleStep, None, Tensor]:
+        """The posterior mean of all pictures, by one evaluation at t = T.
+
+        x_T is noise around μ and tells nothing of x₀. A network that predicts x₀ is given μ itself: the noise could
+        only add an error. One that predicts the noise must see some.
+        """
+        x = work.mu if self.config.prediction == "x0" else x_T
+        return (yield from self._evaluate(x, self.schedule.T, work, done=0))
+
+    def _follow(
+        self, runs: list[_Run], x: Tensor, work: _Work, done: int
+    ) -> Generator[SampleStep, None, Tensor]:
+        """The solvers' samples of all pictures, from their start x at t = T."""
+        t = self.schedule.T
+        while True:
+            x0 = yield from self._evaluate(x, t, work, done)
+            done += 1
+            if done == work.evaluations:
+                return torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
+            requests = [run.send(x0[i]) for i, run in enumerate(runs)]
+            x, t = torch.stack([x for x, _ in requests]), requests[0][1]
+
+    def _evaluate(
+        self, x: Tensor, t: int, work: _Work, done: int
+    ) -> Generator[SampleStep, None, Tensor]:
+        """x̂₀ of all pictures by one evaluation, after ``done`` others; each window is told."""
+        x0 = torch.zeros_like(x)
+        canvas = x0.flatten(0, 1).numpy()  # the same memory
+        windows = len(work.tiles.windows)
+        for number, patch in enumerate(self._predict(x, t, work), start=1):
+            work.tiles.add(canvas, number - 1, patch.flatten(0, 1).numpy())
+            whole = number == windows
+            share = (done + number / windows) / work.evaluations
+            yield SampleStep(done + whole, share, x0 if whole else None)
+        return x0
+
+    def _begin(self, mu: Tensor, seed: int, plan: Plan) -> _Run:
         generator = torch.Generator().manual_seed(seed)
         x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
         return solver_named(plan.solver)(x_T, mu, self.schedule, plan.steps, generator)
@@ -160,15 +205,7 @@ class DiffusionSampler:
         )
         return self.unet.prepare(f_T, f_I, f_D, len(conditions))
 
-    def _predict(
-        self,
-        x: Tensor,
-        mu: Tensor,
-        t: int,
-        conditioning: Conditioning,
-        tiles: TilePlan,
-        mirrors: Sequence[tuple[int, ...]],
-    ) -> Iterator[Tensor]:
+    def _predict(self, x: Tensor, t: int, work: _Work) -> Iterator[Tensor]:
         """x̂₀ of all pictures, window by window, each B×3×h×w: the mean over the window's mirror images.
 
         A restorer should turn a mirrored picture into the mirrored result; where it does not, the mean is nearer to
@@ -180,14 +217,16 @@ class DiffusionSampler:
         def mirrored(rows: slice, columns: slice, axes: tuple[int, ...]) -> Tensor:
             x_w, mu_w = (
                 part[..., rows, columns].flip(axes).contiguous(memory_format=torch.channels_last)
-                for part in (x, mu)
+                for part in (x, work.mu)
             )
-            output = self.unet(x_w, mu_w, times, conditioning)
+            output = self.unet(x_w, mu_w, times, work.conditioning)
             return self.schedule.to_x0(output, x_w, mu_w, t, self.config.prediction).flip(axes)
 
-        for window in tiles.windows:
+        for window in work.tiles.windows:
             with torch.inference_mode():  # entered anew for each: a caller's code runs in between
-                patch = torch.stack([mirrored(*window.slices, axes) for axes in mirrors]).mean(0)
+                patch = torch.stack([mirrored(*window.slices, axes) for axes in work.mirrors]).mean(
+                    0
+                )
             yield patch
 
 
@@ -200,7 +239,7 @@ def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
             return cast("list[Pixels]", end.value)
 
 
-def _finish(run: Generator[tuple[Tensor, int], Tensor, Tensor], x0: Tensor) -> Tensor:
+def _finish(run: _Run, x0: Tensor) -> Tensor:
     """Send the last x̂₀ and take the restored picture."""
     try:
         run.send(x0)

@@ -84,6 +84,15 @@ def test_the_suffix_says_the_format(restorer: Restorer, photo: np.ndarray, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.JPG", "b.tif", "c.png"]
 
 
+def test_steps_without_effect_are_said_to_be(restorer: Restorer, photo: np.ndarray) -> None:
+    mean, between = (
+        restorer.restore(photo, RestoreOptions(steps=4, realism=r, degradation="noisy")).report
+        for r in (0.0, 0.5)
+    )
+    assert (mean.steps, between.steps) == (1, 5)
+    assert "no effect" in mean.warnings[0] and between.warnings == ()
+
+
 def test_limits_are_the_callers(small_bundle_folder: Path, photo: np.ndarray) -> None:
     data = encode(Image.from_levels(photo))
     strict = Restorer.load(small_bundle_folder, limits=Limits(max_pixels=100))

@@ -79,7 +79,7 @@ def test_tables_go_into_the_readme_and_the_bundle(
     shutil.copytree(small_bundle_folder, bundle)
     results = measured(monkeypatch, data, bundle, out, "--setting one-step --only bench")
     monkeypatch.setattr(
-        sys, "argv", ["table", str(out), "--readme", str(readme), "--bundle", str(bundle)]
+        sys, "argv", ["table", str(out), "--into", str(readme), "--bundle", str(bundle)]
     )
     table.main()
     text = readme.read_text()
@@ -105,7 +105,7 @@ def test_numbers_of_other_weights_are_refused(small_bundle_folder: Path, tmp_pat
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
     with pytest.raises(ValueError, match="numbers"):
-        table.write_into_readme(tmp_path / "README.md", "text")
+        table.write_into_markdown(tmp_path / "README.md", "text")
 
 
 def test_a_cell_says_when_it_is_of_fewer_pictures() -> None:
