@@ -60,6 +60,7 @@ def small_preset() -> Preset:
                 "lora": {"rank": 2, "alpha": 4.0, "target_modules": ["c_fc", "c_proj"]},
                 "resize": "squash",
                 "detail": True,
+                "window": 0.65,
                 "orthogonal_labels": True,
             },
             "sampler": {

@@ -25,7 +25,7 @@ MIX: Mapping[str, float] = {
     "shadowed": 0.03,
     "snowy": 0.03,
     "uncompleted": 0.03,
-    "clean": 0.02,
+    "clean": 0.05,
 }
 """Share of each label in a batch: the paper's tasks first."""
 
@@ -37,6 +37,10 @@ NULL_SHARE = 0.1
 
 PROTOTYPE_SHARE = 0.15
 """How often f_D is the label's prototype, so that naming the damage by hand works."""
+
+
+MISJUDGED_SHARE = 0.5
+"""How often a clean crop comes with another picture's f_D, so that a photo judged wrongly is left as it is."""
 
 
 @dataclass
@@ -82,7 +86,7 @@ class CropLoader:
         entries = [self._entry(self._labels[k], rng) for k in chosen]
         pairs = [self._crop(i, size, rng) for i in entries]
         index = torch.tensor(entries)
-        f_D = self._conditions.f_D[index]
+        f_D = self._conditions.f_D[self._judged(entries, rng)]
         named = torch.from_numpy(rng.random(batch) < PROTOTYPE_SHARE)
         prototypes = self._conditions.prototypes[torch.from_numpy(chosen)]
         return Crops(
@@ -98,6 +102,13 @@ class CropLoader:
         real = self._real[label] and rng.random() < REAL_SHARE[label]
         places = self._real[label] if real else self._synthetic[label]
         return int(places[rng.integers(len(places))])
+
+    def _judged(self, entries: list[int], rng: np.random.Generator) -> Tensor:
+        """For each entry the one whose f_D it comes with: its own, but for some clean ones."""
+        clean = np.array([self._pool.entries[i].label == "clean" for i in entries])
+        wrong = clean & (rng.random(len(entries)) < MISJUDGED_SHARE)
+        others = rng.integers(len(self._pool), size=len(entries))
+        return torch.from_numpy(np.where(wrong, others, entries))
 
     def _crop(self, i: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One crop of LQ and GT, mirrored and turned alike."""

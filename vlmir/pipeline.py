@@ -45,9 +45,9 @@ Source = bytes | Path | Image | npt.NDArray[Any]
 """A picture: an encoded file's bytes, its path, a decoded image, or an array of 8- or 16-bit samples."""
 
 CLEAN = "clean"
-SURE_CLEAN = 0.9
+SURE_CLEAN = 0.6
 """From this probability of ``clean`` on a picture is left untouched …"""
-MAYBE_CLEAN = 0.5
+MAYBE_CLEAN = 0.4
 """… and up to this one it is restored in full; between, in part."""
 
 

@@ -120,7 +120,7 @@ def test_a_clean_picture_is_left_alone(
 def test_in_doubt_part_of_the_correction_is_applied(
     restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged(restorer, monkeypatch, clean=0.7)
+    judged(restorer, monkeypatch, clean=0.5)
     assert restorer.restore(photo).report.strength == pytest.approx(0.5)
 
 

@@ -195,7 +195,11 @@ class DegradationCLIP(nn.Module):
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """B×(3|6)×S×S normalised views → (f_I, f_D), each B×D, not normalised."""
         f_D, control = self.controller(pixels)
-        return encode_tower(self.clip.visual, pixels[:, :3], control), f_D
+        return self.encode_content(pixels, control), f_D
+
+    def encode_content(self, pixels: Tensor, control: list[Tensor]) -> Tensor:
+        """f_I, B×D, of B×(3|6)×S×S normalised views by the frozen tower under the controller's corrections."""
+        return encode_tower(self.clip.visual, pixels[:, :3], control)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """B×L ids of clean text (GT captions, label names) → B×D by the frozen text tower, not normalised."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,12 +40,26 @@ class ClipEmbedder:
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
 
+    @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
         """One picture, H×W×3, RGB, 0…1, of any size."""
-        f_I, f_D, probabilities = self.embed_views(self.views(pixels_HWC))
-        return ImageEmbedding(
-            f_I[0], f_D[0], dict(zip(self.labels, probabilities[0].tolist(), strict=True))
-        )
+        windows = [self.views(window) for window in self._windows(pixels_HWC)]
+        f_D, control = self.network.controller(torch.cat(windows))
+        f_I = self.network.encode_content(windows[0], [hidden[:1] for hidden in control])
+        judged = self.network.degradation_logits(f_D).mean(0).softmax(dim=-1)
+        return ImageEmbedding(f_I[0], f_D[0], dict(zip(self.labels, judged.tolist(), strict=True)))
+
+    def _windows(self, pixels_HWC: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        """The whole picture, then the windows in its corners."""
+        yield pixels_HWC
+        share = self.network.config.window
+        if share is None:
+            return
+        height, width = pixels_HWC.shape[:2]
+        rows, columns = math.ceil(height * share), math.ceil(width * share)
+        for top in (0, height - rows):
+            for left in (0, width - columns):
+                yield pixels_HWC[top : top + rows, left : left + columns]
 
     def views(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """The network's input for one picture: 1×(3|6)×S×S."""
@@ -55,7 +70,7 @@ class ClipEmbedder:
 
     @torch.inference_mode()
     def embed_views(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """B×(3|6)×S×S views → f_I (B×D), f_D (B×D), label probabilities (B×K)."""
+        """B×(3|6)×S×S views → f_I (B×D), f_D (B×D), label probabilities (B×K) of each view alone."""
         f_I, f_D = self.network.encode_image(views)
         return f_I, f_D, self.network.degradation_logits(f_D).softmax(dim=-1)
 

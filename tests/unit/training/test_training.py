@@ -13,7 +13,7 @@ import torch
 from tests.small import CAPTIONS, small_preset
 from training.cache import fingerprint
 from training.captioned import CaptionedPhotos
-from training.conditions import embed_pool, no_conditions
+from training.conditions import PoolConditions, embed_pool, no_conditions
 from training.crops import CropLoader
 from training.export import export
 from training.loop import cosine_rate, load_checkpoint, save_checkpoint
@@ -156,6 +156,23 @@ def test_batches_depend_on_the_step_alone(pool: Pool) -> None:
     assert first.lq.shape == first.gt.shape == (4, 3, 32, 32)
     blind = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0, blind=True)
     assert blind(0, 4, 32).withheld.all()
+
+
+def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
+    number = torch.arange(len(pool)).float()[:, None].expand(-1, 32)
+    zeros = torch.zeros_like(number)
+    conditions = PoolConditions(zeros, number, zeros, torch.full((len(LABELS), 32), -1.0))
+    loader = CropLoader(pool, conditions, PRESET.labels, seed=0)
+    own = [pool.entries[int(i)].label == "clean" for i in range(len(pool))]
+    right = wrong = 0
+    for step in range(60):
+        crops = loader(step, 16, 32)
+        untouched = (crops.lq == crops.gt).flatten(1).all(1)
+        for i in torch.nonzero(untouched).flatten():
+            judged = int(crops.f_D[i, 0])
+            right += judged >= 0 and own[judged]
+            wrong += judged >= 0 and not own[judged]
+    assert right > 5 and wrong > 5
 
 
 def stage2(pool: Pool, out: Path, steps: int) -> dict[str, torch.Tensor]:

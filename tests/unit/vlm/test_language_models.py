@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,36 @@ def test_embedder_gives_probabilities(
     assert torch.equal(embedder.embed_label("hazy"), network.prototypes[1])
     with pytest.raises(OptionError, match="foggy"):
         embedder.embed_label("foggy")
+
+
+@pytest.mark.parametrize("size", [(50, 70), (1, 1), (2, 300)])
+def test_the_corners_are_judged_beside_the_whole(
+    network: DegradationCLIP,
+    tokenizer: CaptionTokenizer,
+    size: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedder = ClipEmbedder(network, tokenizer, PRESET.labels)
+    network.set_labels(embedder.tokenize(PRESET.labels))
+    picture = np.random.default_rng(0).random((*size, 3), np.float32)
+    rows, columns = (math.ceil(0.65 * n) for n in size)
+    corners = [picture[a, b] for a in (np.s_[:rows], np.s_[-rows:]) for b in _ends(columns)]
+    views = torch.cat([embedder.views(part) for part in (picture, *corners)])
+    with torch.inference_mode():
+        logits = network.degradation_logits(network.encode_image(views)[1])
+    seen = embedder.embed_image(picture)
+    expected = dict(zip(PRESET.labels, logits.mean(0).softmax(0).tolist(), strict=True))
+    assert seen.degradations == pytest.approx(expected, abs=1e-4)
+    f_I, f_D, alone = embedder.embed_views(embedder.views(picture))
+    assert torch.allclose(seen.f_I, f_I[0], atol=1e-4)
+    assert torch.allclose(seen.f_D, f_D[0], atol=1e-4)
+    monkeypatch.setattr(network, "config", dataclasses.replace(network.config, window=None))
+    whole = embedder.embed_image(picture).degradations
+    assert list(whole.values()) == pytest.approx(alone[0].tolist(), abs=1e-4)
+
+
+def _ends(length: int) -> tuple[slice, slice]:
+    return slice(length), slice(-length, None)
 
 
 def test_captioner_says_something_for_any_size(tokenizer: CaptionTokenizer) -> None:
