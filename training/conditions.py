@@ -47,7 +47,7 @@ def embed_pool(
 
     Later runs with the same pictures and networks read the result from ``folder``.
     """
-    networks = (captioner.model, captioner.config.beams, embedder.network)
+    networks = (captioner.model, captioner.config.beams, embedder.network, embedder.labels)
     file = folder / f"pool-{fingerprint(pool.digest, len(pool), networks)}.safetensors"
     if file.is_file():
         return PoolConditions(**load_file(file))

@@ -29,8 +29,10 @@ MIX: Mapping[str, float] = {
 }
 """Share of each label in a batch: the paper's tasks first."""
 
-REAL_SHARE: Mapping[str, float] = {"hazy": 0.75, "rainy": 0.5}
-"""Share of real pairs among the crops of a label that has some."""
+REAL_SHARE = 0.5
+"""Share of real pairs among the crops of a label that has some …"""
+REAL_HAZE_SHARE = 0.75
+"""… and of haze, whose real pairs are many."""
 
 NULL_SHARE = 0.1
 """How often each condition is withheld, so that restoring without it works."""
@@ -99,7 +101,8 @@ class CropLoader:
         )
 
     def _entry(self, label: str, rng: np.random.Generator) -> int:
-        real = self._real[label] and rng.random() < REAL_SHARE[label]
+        share = REAL_HAZE_SHARE if label == "hazy" else REAL_SHARE
+        real = self._real[label] and rng.random() < share
         places = self._real[label] if real else self._synthetic[label]
         return int(places[rng.integers(len(places))])
 

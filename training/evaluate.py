@@ -25,6 +25,7 @@ from training.captioned import CaptionedPhotos
 from training.consistency import measure_consistency
 from training.language import best_constant_bleu, caption_bleu, retrieval_recall
 from training.speed import measure_speed
+from training.table import identity
 from vlmir.bundle import load_bundle
 from vlmir.image.color import to_float, to_levels
 from vlmir.metrics import Fidelity, fidelity
@@ -67,7 +68,8 @@ def measure_labels(bundle: str, folder: Path, limit: int | None) -> dict[str, An
         judged = embedder.embed_image(to_float(picture)).degradations
         right[label].append(max(judged, key=lambda name: judged[name]) == label)
     by_label = {label: float(np.mean(hits)) for label, hits in right.items() if hits}
-    return {"accuracy": float(np.mean([h for hits in right.values() for h in hits])), **by_label}
+    hits = [hit for label in right.values() for hit in label]
+    return {"accuracy": float(np.mean(hits)), "pictures": len(hits), **by_label}
 
 
 def measure_language(bundle: str, captioned: Path) -> dict[str, float]:
@@ -137,14 +139,10 @@ def _measurements(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]
 
 
 def _earlier(file: Path, bundle: str) -> dict[str, Any]:
-    """The results in ``file`` if they are of the same weights, else none; with what they are of."""
-    opened = load_bundle(bundle)
-    about = {"release": opened.release, "digests": opened.digests, "machine": _machine()}
-    if file.is_file():
-        earlier: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if earlier.get("about", {}).get("digests") == opened.digests:
-            return earlier | {"about": about}
-    return {"about": about}
+    """The results in ``file`` if they are of the same weights on the same machine, else none; with what they are of."""
+    about = {**identity(load_bundle(bundle)), "machine": _machine()}
+    earlier: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return earlier if earlier.get("about") == about else {"about": about}
 
 
 def _machine() -> str:

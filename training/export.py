@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ def export(
     stage1: Path,
     stage2: Path,
     release: str,
-    metrics: dict[str, Any],
 ) -> None:
     """Write the bundle ``out`` from the checkpoints of pretraining and both stages.
 
-    The label prototypes are those that stage 2 trained with.
+    The label prototypes are those that stage 2 trained with. Numbers come later, by :mod:`training.table`.
 
     Raises:
         FileNotFoundError: A checkpoint is missing.
@@ -41,7 +39,7 @@ def export(
     network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
     network.load_state_dict(_checkpoint(stage1 / "embedder.pt")["model"])
     sampler = _checkpoint(stage2 / "sampler.pt")
-    if not sampler["prototypes"].any():
+    if "prototypes" not in sampler or not sampler["prototypes"].any():
         raise ValueError(f"{stage2} was trained blind; go on with training.stage2 without --blind.")
     network.prototypes.copy_(sampler["prototypes"])
     unet = UNet(preset.sampler.unet)
@@ -54,7 +52,7 @@ def export(
         tokenizer=parts.words,
         embedder=network,
         unet=unet,
-        metrics=metrics,
+        metrics={},
     )
 
 
@@ -73,17 +71,14 @@ def main() -> None:
     parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"))
     parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"))
     parser.add_argument("--release", required=True, help="name and version of these weights")
-    parser.add_argument("--metrics", type=Path, help="JSON that training.evaluate wrote")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    metrics = json.loads(arguments.metrics.read_text("utf-8")) if arguments.metrics else {}
     export(
         arguments.out,
         pretrained=arguments.pretrained,
         stage1=arguments.stage1,
         stage2=arguments.stage2,
         release=arguments.release,
-        metrics=metrics,
     )
 
 

@@ -71,6 +71,8 @@ class Pool:
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         index = json.loads((folder / "index.json").read_text("utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError(f"The pool in {folder} is of an older version; delete it.")
         self.folder = folder
         self.digest: str = index["made_of"]
         """Fingerprint of what the whole pool was made of."""

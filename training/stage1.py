@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from training.cache import fingerprint
 from training.loop import Log, adamw, cosine_rate, mixed_precision, resume, save_progress
 from training.pool import build_pool, read_folder, read_pairs
 from training.pretrain import contrastive_loss
@@ -68,7 +69,7 @@ def train_stem(
     A checkpoint every 100 steps; resumes from ``out/stem.pt``. The pictures are read only where there is a step to do.
     """
     stem = network.controller.stem
-    if stem is None or steps == 0:
+    if stem is None:
         return
     stem.train().to(memory_format=torch.channels_last)
     optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
@@ -98,6 +99,22 @@ def train_stem(
             save_progress(file, step + 1, stem, optimizer)
 
 
+def _resume_joint(file: Path, network: DegradationCLIP, optimizer: torch.optim.Optimizer) -> int:
+    """The steps that the joint phase has done, its state loaded.
+
+    Raises:
+        ValueError: It was begun on another convolutional path than the network has now.
+    """
+    stem = network.controller.stem
+    before = fingerprint(stem) if stem is not None else ""
+    start, _ = resume(file, network, optimizer)
+    if stem is not None and fingerprint(stem) != before:
+        raise ValueError(
+            f"{file} was begun on another convolutional path; delete it, and the joint phase starts anew."
+        )
+    return start
+
+
 def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
     """Second phase, joint: AdamW, cosine, mixed precision; a checkpoint every 50 steps.
 
@@ -110,7 +127,7 @@ def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = adamw(parameters, rate=LEARNING_RATE, weight_decay=0.02)
     file = out / "embedder.pt"
-    start, _ = resume(file, network, optimizer)
+    start = _resume_joint(file, network, optimizer)
     log = Log(out, "stage1", steps, start=start)
     network.train()
     if stem is not None:

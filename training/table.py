@@ -7,12 +7,16 @@ and the model card, and the numbers themselves into the bundle's ``bundle.json``
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main", "markdown", "write_into_bundle", "write_into_markdown"]
+from training.cache import fingerprint
+from vlmir.bundle import Bundle, load_bundle
+
+__all__ = ["identity", "main", "markdown", "write_into_bundle", "write_into_markdown"]
 
 START, END = "<!-- numbers -->", "<!-- /numbers -->"
 
@@ -78,8 +82,8 @@ def _four(numbers: Numbers) -> str:
 _LINES: tuple[tuple[str, str, Callable[[Numbers], str]], ...] = (
     (
         "labels",
-        "degradation label accuracy, 11 labels, 68 held-out photos each",
-        lambda n: f"{n['accuracy']:.1%} ({_weakest(n)})",
+        "degradation label accuracy, 11 labels, held-out photos",
+        lambda n: f"{n['accuracy']:.1%} of {n['pictures']} ({_weakest(n)})",
     ),
     (
         "language",
@@ -125,7 +129,7 @@ _LINES: tuple[tuple[str, str, Callable[[Numbers], str]], ...] = (
 
 def _weakest(labels: Numbers) -> str:
     """The three labels that are missed most."""
-    shares = {label: share for label, share in labels.items() if label != "accuracy"}
+    shares = {name: n for name, n in labels.items() if name not in ("accuracy", "pictures")}
     worst = sorted(shares, key=lambda label: shares[label])[:3]
     return "weakest: " + ", ".join(f"{label} {shares[label]:.0%}" for label in worst)
 
@@ -148,16 +152,23 @@ def write_into_markdown(file: Path, text: str) -> None:
     file.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
 
 
+def identity(bundle: Bundle) -> dict[str, Any]:
+    """What tells one bundle's numbers from another's: release, digests, and architecture with its switches."""
+    preset = fingerprint(dataclasses.asdict(bundle.preset))
+    return {"release": bundle.release, "digests": bundle.digests, "preset": preset}
+
+
 def write_into_bundle(folder: Path, results: Numbers) -> None:
     """Store the numbers as the metrics of the bundle they were measured of.
 
     Raises:
-        ValueError: They are of other weights.
+        ValueError: They are of another bundle.
     """
     file = folder / "bundle.json"
     bundle = json.loads(file.read_text("utf-8"))
-    if bundle["digests"] != results["about"]["digests"]:
-        raise ValueError(f"The numbers are not of the weights in {folder}; evaluate those.")
+    own = identity(load_bundle(folder))
+    if own != {name: results["about"].get(name) for name in own}:
+        raise ValueError(f"The numbers are not of the bundle in {folder}; evaluate that one.")
     numbers = {name: value for name, value in results.items() if name != "about"}
     bundle["metrics"] = numbers | {"machine": results["about"]["machine"]}
     file.write_text(json.dumps(bundle, indent=2) + "\n", encoding="utf-8")

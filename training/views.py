@@ -142,7 +142,7 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
     """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
     size = preset.embedder.clip.vision_cfg.image_size
-    counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE)
+    counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), size, counts)
     cache = folder / f"damage-{made_of}.pt"
     state = load_checkpoint(cache)
@@ -171,7 +171,7 @@ def prepare_stage1(
     Later runs with the same inputs read them from ``folder``.
     """
     networks = (parts.clip, parts.captioner.model, preset.captioner.beams)
-    counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE)
+    counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), networks, counts)
     cache = folder / f"data-{made_of}.pt"
     state = load_checkpoint(cache)

@@ -30,7 +30,7 @@ class RestoreOptions:
     realism: float | None = None
     """0: the posterior mean (most faithful) … 1: a sample (most natural). None: 0 for one step, 1 for more.
 
-    The mean takes one evaluation and no step; between 0 and 1 it comes on top of the steps.
+    The first step gives the mean, so at 0 no other is made.
     """
     ensemble: bool = False
     """Average over the picture and its three mirror images at every evaluation: four times the work, less error."""

@@ -80,6 +80,10 @@ class Sampler(Protocol):
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
 
+    @property
+    def most_steps(self) -> int:
+        """The greatest number of steps."""
+
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
         """How a picture is cut."""
 
@@ -204,7 +208,7 @@ class Restorer:
         Args:
             image: The picture.
             options: Choices; None: the defaults.
-            previews: Whether each progress carries a preview.
+            previews: Whether a progress carries a preview after each whole evaluation.
 
         Yields:
             A :class:`Progress` after each window of each network evaluation.
@@ -275,6 +279,14 @@ class Restorer:
         )
         return Restoration(image=source.with_pixels(restored), report=report, options=options)
 
+    def check(self, options: RestoreOptions) -> None:
+        """Refuse options with which no picture could be restored, before any picture is read.
+
+        Raises:
+            OptionError: A name is unknown, or there are too many steps.
+        """
+        self._plan(options)
+
     def inspect(self, image: Source) -> Inspection:
         """Say what a picture shows and what is wrong with it, without restoring it.
 
@@ -308,6 +320,10 @@ class Restorer:
         if options.degradation is not None and options.degradation not in self.labels:
             known = ", ".join(self.labels)
             raise OptionError(f"Unknown degradation {options.degradation!r}; choose from {known}.")
+        if options.steps is not None and options.steps > self._sampler.most_steps:
+            raise OptionError(
+                f"steps must be at most {self._sampler.most_steps}, not {options.steps}."
+            )
         default = SAMPLE_STEPS if options.realism else self._steps
         steps = default if options.steps is None else options.steps
         realism = float(steps > 1) if options.realism is None else options.realism

@@ -42,7 +42,7 @@ class Plan:
     """How one or more pictures are sampled."""
 
     steps: int
-    """Network evaluations of the solver, 1…T."""
+    """Network evaluations of the solver, 1…T; at realism 0 one is made."""
     solver: str
     """A key of ``SOLVERS``."""
     realism: float
@@ -54,8 +54,8 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations in all: one for the mean below realism 1, and the solver's above realism 0."""
-        return int(self.realism < 1) + self.steps * int(self.realism > 0)
+        """Network evaluations in all: the first gives the mean, the others are made only for a sample."""
+        return self.steps if self.realism > 0 else 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class DiffusionSampler:
         self.unet = unet
         self.config = config
         self.schedule = IRSDE(**vars(config.schedule))
+
+    @property
+    def most_steps(self) -> int:
+        """The greatest number of steps."""
+        return self.schedule.T
 
     @property
     def solvers(self) -> tuple[str, ...]:
@@ -140,41 +145,32 @@ class DiffusionSampler:
             MIRRORS if plan.ensemble else MIRRORS[:1],
             plan.evaluations,
         )
-        runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
-        x_T = torch.stack([x for x, _ in (next(run) for run in runs)])
-        mean = sample = x_T
-        if plan.realism < 1:
-            mean = yield from self._mean(x_T, work)
+        # x_T is noise around μ and tells nothing of x₀. A network that predicts x₀ is shown μ itself, since the noise
+        # could only add an error; one that predicts the noise must see some.
+        first, runs = mu, list[_Run]()
+        if plan.realism > 0 or self.config.prediction != "x0":
+            runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
+            x_T = torch.stack([next(run)[0] for run in runs])
+            first = mu if self.config.prediction == "x0" else x_T
+        restored = mean = yield from self._evaluate(first, self.schedule.T, work, done=0)
         if plan.realism > 0:
-            sample = yield from self._follow(runs, x_T, work, done=int(plan.realism < 1))
-        restored = torch.lerp(mean, sample, plan.realism)
+            sample = yield from self._follow(runs, mean, work)
+            restored = torch.lerp(mean, sample, plan.realism)
         if not torch.isfinite(restored).all():
             raise VlmirError(
                 "The network produced values that are no numbers; its weights are unfit."
             )
         return list(restored.clamp_(0, 1).permute(0, 2, 3, 1).contiguous().numpy())
 
-    def _mean(self, x_T: Tensor, work: _Work) -> Generator[SampleStep, None, Tensor]:
-        """The posterior mean of all pictures, by one evaluation at t = T.
-
-        x_T is noise around μ and tells nothing of x₀. A network that predicts x₀ is given μ itself: the noise could
-        only add an error. One that predicts the noise must see some.
-        """
-        x = work.mu if self.config.prediction == "x0" else x_T
-        return (yield from self._evaluate(x, self.schedule.T, work, done=0))
-
     def _follow(
-        self, runs: list[_Run], x: Tensor, work: _Work, done: int
+        self, runs: list[_Run], x0: Tensor, work: _Work
     ) -> Generator[SampleStep, None, Tensor]:
-        """The solvers' samples of all pictures, from their start x at t = T."""
-        t = self.schedule.T
-        while True:
-            x0 = yield from self._evaluate(x, t, work, done)
-            done += 1
-            if done == work.evaluations:
-                return torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
+        """The solvers' samples of all pictures; x̂₀ is the answer to their first request."""
+        for done in range(1, work.evaluations):
             requests = [run.send(x0[i]) for i, run in enumerate(runs)]
             x, t = torch.stack([x for x, _ in requests]), requests[0][1]
+            x0 = yield from self._evaluate(x, t, work, done)
+        return torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
 
     def _evaluate(
         self, x: Tensor, t: int, work: _Work, done: int

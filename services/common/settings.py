@@ -26,7 +26,10 @@ class ServerSettings(BaseSettings):
     limit_s: float = Field(
         600.0, ge=0, description="Seconds a call may take, its wait included; 0 for no limit."
     )
-    max_bytes: int = Field(64 * 2**20, ge=1, description="Largest picture file taken, bytes.")
+    # gRPC and protobuf carry messages of up to 2 GiB; the rest of a request needs some room beside the picture.
+    max_bytes: int = Field(
+        64 * 2**20, ge=1, le=2**31 - 2**21, description="Largest picture file taken, bytes."
+    )
     max_pixels: int = Field(24_000_000, ge=1, description="Largest picture taken, width × height.")
     grace_s: float = Field(30.0, ge=0, description="Seconds that running calls get on shutdown.")
     drain_s: float = Field(

@@ -75,6 +75,7 @@ def _restoring(arguments: Namespace) -> Work:
     chosen["use_caption"] = not arguments.no_caption
     RestoreOptions(**chosen)  # a contradiction shows before the weights are read
     restorer = load_restorer(arguments.bundle, _limits(arguments))
+    restorer.check(RestoreOptions(**chosen))  # what only the weights can tell
 
     def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
         options = RestoreOptions(**chosen, format=job.format)

@@ -39,7 +39,7 @@ class RestoreOptions(_message.Message):
     LOSSLESS_FIELD_NUMBER: _builtins.int
     ENSEMBLE_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """Network evaluations, at least 1. Default: the bundle's."""
+    """Network evaluations, at least 1; at realism 0 one is made. Default: the bundle's."""
     solver: _builtins.str
     """Name of the solver, one of `solvers` of Info. Default: the bundle's."""
     seed: _builtins.int
@@ -55,7 +55,7 @@ class RestoreOptions(_message.Message):
     strength: _builtins.float
     """0 gives the input back, 1 the full restoration. Default 1."""
     tile: _builtins.int
-    """Side of the tiles in pixels; 0 never tiles. Default: the bundle's."""
+    """Side of the tiles in pixels, at least 128; 0 never tiles. Default: the bundle's."""
     format: _image_pb2.ImageFormat.ValueType
     """File format of the reply. Default: that of the input."""
     quality: _builtins.int
@@ -153,7 +153,9 @@ class RestoreRequest(_message.Message):
     request_id: _builtins.str
     """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty."""
     time_budget_ms: _builtins.int
-    """Milliseconds the caller grants; the sooner of this and the deadline holds. For proxies that hide the deadline."""
+    """Milliseconds the caller grants; the soonest of this, the deadline and the server's own limit holds. For proxies that
+    hide the deadline.
+    """
     @_builtins.property
     def image(self) -> _image_pb2.ImageSource:
         """The picture."""
@@ -218,9 +220,11 @@ class RestoreStreamRequest(_message.Message):
     request_id: _builtins.str
     """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty."""
     time_budget_ms: _builtins.int
-    """Milliseconds the caller grants; the sooner of this and the deadline holds. For proxies that hide the deadline."""
+    """Milliseconds the caller grants; the soonest of this, the deadline and the server's own limit holds. For proxies that
+    hide the deadline.
+    """
     previews: _builtins.bool
-    """True to receive a preview with each progress message."""
+    """True to receive a preview after each whole step."""
     @_builtins.property
     def image(self) -> _image_pb2.ImageSource:
         """The picture."""
@@ -258,7 +262,7 @@ class RestoreStreamResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> _image_pb2.Progress:
-        """After each step."""
+        """After each tile of each step."""
 
     @_builtins.property
     def result(self) -> Global___RestoreResult:

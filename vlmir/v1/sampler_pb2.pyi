@@ -79,7 +79,7 @@ class SampleOptions(_message.Message):
     TILE_FIELD_NUMBER: _builtins.int
     ENSEMBLE_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """Network evaluations, at least 1."""
+    """Network evaluations, at least 1; at realism 0 one is made."""
     solver: _builtins.str
     """Name of the solver, one of `solvers` of Info."""
     seed: _builtins.int
@@ -87,7 +87,7 @@ class SampleOptions(_message.Message):
     realism: _builtins.float
     """0 for the most faithful picture, 1 for the most realistic."""
     tile: _builtins.int
-    """Side of the tiles in pixels; 0 never tiles."""
+    """Side of the tiles in pixels, at least 128; 0 never tiles."""
     ensemble: _builtins.bool
     """True to average over mirror images at every evaluation."""
     def __init__(
@@ -145,7 +145,7 @@ class SampleRequest(_message.Message):
     TIME_BUDGET_MS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     previews: _builtins.bool
-    """True to receive a preview with each progress message."""
+    """True to receive a preview after each whole step."""
     request_id: _builtins.str
     """Names the call in logs and traces of every service it passes through; chosen if empty."""
     time_budget_ms: _builtins.int
@@ -195,7 +195,7 @@ class SampleResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> _image_pb2.Progress:
-        """After each step."""
+        """After each tile of each step."""
 
     @_builtins.property
     def result(self) -> Global___SampleResult:

@@ -25,7 +25,7 @@ class ImageEmbedding(NamedTuple):
     f_I: Tensor
     """Embedding of the clean content, D."""
     f_D: Tensor
-    """Embedding of the damage, D."""
+    """Embedding of the damage, D: the picture's own, or the typical one of the label where its parts overrule it."""
     degradations: dict[str, float]
     """Probability of each label; they sum to 1."""
 
@@ -46,8 +46,13 @@ class ClipEmbedder:
         windows = [self.views(window) for window in self._windows(pixels_HWC)]
         f_D, control = self.network.controller(torch.cat(windows))
         f_I = self.network.encode_content(windows[0], [hidden[:1] for hidden in control])
-        judged = self.network.degradation_logits(f_D).mean(0).softmax(dim=-1)
-        return ImageEmbedding(f_I[0], f_D[0], dict(zip(self.labels, judged.tolist(), strict=True)))
+        logits = self.network.degradation_logits(f_D)
+        judged = logits.mean(0)
+        # Where the windows overrule the whole, its f_D would ask for another restoration than the one reported.
+        agreed = logits[0].argmax() == judged.argmax()
+        damage = f_D[0] if agreed else self.network.prototypes[judged.argmax()]
+        probabilities = judged.softmax(dim=-1).tolist()
+        return ImageEmbedding(f_I[0], damage, dict(zip(self.labels, probabilities, strict=True)))
 
     def _windows(self, pixels_HWC: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
         """The whole picture, then the windows in its corners."""
@@ -57,9 +62,11 @@ class ClipEmbedder:
             return
         height, width = pixels_HWC.shape[:2]
         rows, columns = math.ceil(height * share), math.ceil(width * share)
-        for top in (0, height - rows):
-            for left in (0, width - columns):
-                yield pixels_HWC[top : top + rows, left : left + columns]
+        # Starting at multiples of eight, so that JPEG's block grid keeps its phase.
+        top, left = (height - rows) // 8 * 8, (width - columns) // 8 * 8
+        for vertical in (slice(rows), slice(top, None)):
+            for horizontal in (slice(columns), slice(left, None)):
+                yield pixels_HWC[vertical, horizontal]
 
     def views(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """The network's input for one picture: 1×(3|6)×S×S."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vlmir.cli import commands
-from vlmir.errors import ImageError
+from vlmir.errors import ImageError, OptionError
 from vlmir.image import Image, Limits, decode, encode
 
 BROKEN = b"no picture at all"
@@ -71,6 +71,10 @@ class FakeRestorer:
             return FakeRestoration(image.with_pixels(1 - image.pixels), options)
         finally:
             self.closed += 1
+
+    def check(self, options: Any) -> None:
+        if options.steps == 101:
+            raise OptionError("steps must be at most 100, not 101.")
 
     def inspect(self, path: Path) -> FakeInspection:
         if path.read_bytes() == BROKEN:

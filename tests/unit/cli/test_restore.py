@@ -202,3 +202,12 @@ def test_degrade_keeps_the_limits(
     arguments = ["degrade", str(photos / "a.png"), "-o", out, "--label", "noisy"]
     assert main([*arguments, "--max-pixels", "11"]) == 1
     assert "at most 11 are taken" in capsys.readouterr().err
+
+
+def test_too_many_steps_are_refused_before_any_picture(
+    photos: Path, tmp_path: Path, restorer: FakeRestorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["restore", str(photos), "-o", str(out), "--steps", "101"]) == 2
+    assert "at most 100" in capsys.readouterr().err
+    assert restorer.calls == [] and not out.exists()

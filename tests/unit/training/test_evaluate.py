@@ -15,6 +15,9 @@ import pytest
 from tests.unit.training.test_training import scene
 from training import evaluate, table
 from training.benches import noisy_copy
+from training.consistency import measure_consistency
+from vlmir.degradations import LABELS
+from vlmir.pipeline import Restorer
 
 README = "before\n<!-- numbers -->\nold\n<!-- /numbers -->\nafter\n"
 
@@ -55,16 +58,23 @@ def test_parts_are_measured_one_by_one_and_kept(
     both = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
     assert set(both) == {*first, "labels"} and both["Rain100H, one-step"] == rain
     shares = both["labels"]
-    assert shares["accuracy"] == pytest.approx(np.mean([shares[k] for k in list(shares)[1:]]))
+    assert shares["accuracy"] == pytest.approx(np.mean([shares[k] for k in LABELS]))
+    assert shares["pictures"] == len(LABELS)
 
 
 def test_results_of_other_weights_are_not_kept(
     monkeypatch: pytest.MonkeyPatch, data: Path, small_bundle_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "evaluation.json"
-    out.write_text(json.dumps({"about": {"digests": {"sampler": "other"}}, "speed": {"cli_s": 1}}))
+    first = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
+    for change in ({"digests": {}}, {"preset": "other"}, {"machine": "other"}, {"release": "r"}):
+        other = {"about": first["about"] | change, "speed": {"cli_s": 1}}
+        out.write_text(json.dumps(other))
+        again = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
+        assert again == first
+    out.write_text(json.dumps(first | {"speed": {"cli_s": 1}}))
     results = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
-    assert set(results) == {"about", "labels"}
+    assert set(results) == {"about", "labels", "speed"}
 
 
 def test_tables_go_into_the_readme_and_the_bundle(
@@ -97,7 +107,7 @@ def test_numbers_of_other_weights_are_refused(small_bundle_folder: Path, tmp_pat
     bundle = tmp_path / "bundle"
     shutil.copytree(small_bundle_folder, bundle)
     before = (bundle / "bundle.json").read_bytes()
-    with pytest.raises(ValueError, match="not of the weights"):
+    with pytest.raises(ValueError, match="not of the bundle"):
         table.write_into_bundle(bundle, {"about": {"digests": {}, "machine": ""}})
     assert (bundle / "bundle.json").read_bytes() == before
 
@@ -114,9 +124,24 @@ def test_a_cell_says_when_it_is_of_fewer_pictures() -> None:
         "about": {"release": "r", "machine": "m"},
         "SOTS-indoor, one-step": numbers,
         "SOTS-indoor, stochastic": numbers | {"pictures": 6},
-        "labels": {"accuracy": 0.75, "clean": 0.5, "noisy": 1.0, "hazy": 0.75, "rainy": 0.9},
+        "labels": {
+            "accuracy": 0.75,
+            "pictures": 8,
+            "clean": 0.5,
+            "noisy": 1.0,
+            "hazy": 0.75,
+            "rainy": 0.9,
+        },
     }
     text = table.markdown(results)
     assert "| SOTS-indoor, haze (20) | 12.00 dB | 20.00 dB / 0.5000 | – |" in text
     assert "20.00 dB / 0.5000 (of 6) |" in text
-    assert "| 75.0% (weakest: clean 50%, hazy 75%, rainy 90%) |" in text
+    assert "| 75.0% of 8 (weakest: clean 50%, hazy 75%, rainy 90%) |" in text
+
+
+def test_consistency_is_measured(data: Path, small_bundle_folder: Path) -> None:
+    restorer = Restorer.load(small_bundle_folder)
+    numbers = measure_consistency(restorer, data / "bench", str(small_bundle_folder))
+    assert 0 <= numbers["batch_difference"] < 1e-4
+    assert numbers["batch_psnr_bf16"] > 40 and numbers["tiled_psnr"] > 20
+    assert 0 <= numbers["clean_above_40_db"] <= 1 and numbers["clean_psnr_median"] > 5

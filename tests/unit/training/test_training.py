@@ -136,7 +136,7 @@ def test_a_blind_sampler_is_not_exported(
     monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
     folders = {"pretrained": small_bundle_folder, "stage1": tmp_path / "one"}
     with pytest.raises(ValueError, match="trained blind"):
-        export(tmp_path / "b", **folders, stage2=tmp_path / "two", release="b", metrics={})
+        export(tmp_path / "b", **folders, stage2=tmp_path / "two", release="b")
 
 
 def test_transplanted_rain_only_adds_the_pairs_streaks() -> None:
@@ -235,7 +235,7 @@ def test_all_stages_from_photos_to_a_bundle(
     train_stage2(PRESET, loader, two, steps=2, batch=2, size=32, compiled=False)
     monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
     folders = {"pretrained": pretrained, "stage1": one, "stage2": two}
-    export(tmp_path / "bundle", **folders, release="test-1", metrics={})
+    export(tmp_path / "bundle", **folders, release="test-1")
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.release == "test-1"
     shipped = build_embedder(bundle).network.prototypes
