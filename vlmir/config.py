@@ -118,7 +118,8 @@ class EmbedderConfig:
     window: float | None = None
     """Side of the windows in the four corners that are judged beside the whole picture, as a share of its sides.
 
-    What is wrong in one place shows better there, and the mean errs less than any one view. None: the whole alone.
+    What is wrong in one place shows better there, and the mean over all of them and their mirror images errs less than
+    any one view. None: the whole alone.
     """
     orthogonal_labels: bool = False
     """Whether label embeddings are made orthogonal, for a CLIP that never met the labels' words."""

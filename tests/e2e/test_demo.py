@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vlmir.bundle import load_bundle
+from vlmir.config import load_preset
 from vlmir.image import decode
 
 ROOT = Path(__file__).parents[2]
@@ -29,3 +31,12 @@ def test_the_demo_restores_every_damage_it_shows(tmp_path: Path) -> None:
 def test_the_shipped_weights_are_small_and_can_be_read() -> None:
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
+
+
+def test_the_shipped_weights_are_those_described() -> None:
+    bundle = load_bundle("tiny")
+    assert bundle.preset == load_preset("tiny")
+    for file in (ROOT / "README.md", ASSETS / "MODEL_CARD.md"):
+        assert f"`{bundle.release}`, measured on {bundle.metrics['machine']}" in file.read_text(
+            "utf-8"
+        )

@@ -43,9 +43,11 @@ class ClipEmbedder:
     @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
         """One picture, H×W×3, RGB, 0…1, of any size."""
-        windows = [self.views(window) for window in self._windows(pixels_HWC)]
-        f_D, control = self.network.controller(torch.cat(windows))
-        f_I = self.network.encode_content(windows[0], [hidden[:1] for hidden in control])
+        views = torch.cat([self.views(window) for window in self._windows(pixels_HWC)])
+        if len(views) > 1:
+            views = torch.cat([views, views.flip(-1)])
+        f_D, control = self.network.controller(views)
+        f_I = self.network.encode_content(views[:1], [hidden[:1] for hidden in control])
         logits = self.network.degradation_logits(f_D)
         judged = logits.mean(0)
         # Where the windows overrule the whole, its f_D would ask for another restoration than the one reported.

@@ -147,6 +147,7 @@ def test_the_corners_are_judged_beside_the_whole(
         for c, d in ((0, columns), (left, None))
     ]
     views = torch.cat([embedder.views(part) for part in (picture, *corners)])
+    views = torch.cat([views, views.flip(-1)])
     with torch.inference_mode():
         logits = network.degradation_logits(network.encode_image(views)[1])
     seen = embedder.embed_image(picture)
