@@ -1,15 +1,28 @@
-"""Names for files that keep what was computed: other inputs, another name, so nothing stale is ever read."""
+"""Files that keep what was computed, named after its inputs: other inputs, another name, so nothing stale is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-__all__ = ["fingerprint"]
+from training.loop import load_checkpoint, save_checkpoint
+
+__all__ = ["fingerprint", "kept"]
+
+
+def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives: read from ``file`` where an earlier run left it there, else made and left there."""
+    state = load_checkpoint(file)
+    if state is None:
+        state = make()
+        save_checkpoint(file, state)
+    return state
 
 
 def fingerprint(*parts: object) -> str:

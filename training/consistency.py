@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from rich.progress import track
 from training.benches import BENCHES, noisy_copy
 from vlmir.bundle import load_bundle
 from vlmir.image.color import to_float
+from vlmir.metrics import psnr
 from vlmir.options import RestoreOptions
 from vlmir.parts import build_embedder, build_unet
 from vlmir.pipeline import Restorer
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
-__all__ = ["batch_differences", "measure_consistency", "psnr_of_floats"]
+__all__ = ["measure_consistency", "together_and_alone"]
 
 NOISY = "CBSD68 σ=50"
 STEPS = 8
@@ -36,30 +36,30 @@ def measure_consistency(restorer: Restorer, bench: Path, bundle: str) -> dict[st
         bundle: Name or folder of the weights.
 
     Returns:
-        ``batch_difference``: see :func:`batch_differences`, float32, all solvers, greatest difference; 0…1.
+        ``batch_difference``: see :func:`together_and_alone`, float32, all solvers, greatest difference; 0…1.
         ``batch_psnr_bf16``: the same in bfloat16 with the default solver, dB. ``tiled_psnr``: a noisy 512² photo in
         tiles of 256 against whole, 8 stochastic steps, dB. ``clean_psnr_median``, ``clean_above_40_db``: clean photos
         restored like any other, dB and share.
     """
     sampler, pictures, conditions = _noisy_batch(bundle, bench, side=320)
-    alone = [batch_differences(sampler, pictures, conditions, solver) for solver in sampler.solvers]
+    pairs = [together_and_alone(sampler, pictures, conditions, name) for name in sampler.solvers]
     small = [picture[:96, :96] for picture in pictures]
     with torch.autocast("cpu", torch.bfloat16):
-        half = batch_differences(sampler, small, conditions, sampler.config.solver)
+        half = together_and_alone(sampler, small, conditions, sampler.config.solver)
     clean = _clean_photos(restorer, bench)
     return {
-        "batch_difference": max(float(np.abs(difference).max()) for difference in alone),
-        "batch_psnr_bf16": -10 * math.log10(max(float(np.mean(half**2)), 1e-10)),
+        "batch_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "batch_psnr_bf16": _decibels(*half),
         "tiled_psnr": _tiled(restorer),
         "clean_psnr_median": float(np.median(clean)),
         "clean_above_40_db": float(np.mean(np.array(clean) >= 40)),
     }
 
 
-def batch_differences(
+def together_and_alone(
     sampler: DiffusionSampler, pictures: list[Pixels], conditions: list[Conditions], solver: str
-) -> Pixels:
-    """Pictures restored together minus each restored alone by the same seed: B×H×W×3, on the scale 0…1."""
+) -> tuple[Pixels, Pixels]:
+    """Pictures restored in one batch, and each alone by the same seed, one below the other: (B·H)×W×3 twice, 0…1."""
     plan = Plan(steps=STEPS, solver=solver, realism=1.0, tile=0)
     seeds = list(range(len(pictures)))
     together = finish(sampler.sample(pictures, conditions, seeds, plan))
@@ -67,12 +67,12 @@ def batch_differences(
         finish(sampler.sample([picture], [condition], [seed], plan))[0]
         for picture, condition, seed in zip(pictures, conditions, seeds, strict=True)
     ]
-    return np.stack(together) - np.stack(alone)
+    return np.concatenate(together), np.concatenate(alone)
 
 
-def psnr_of_floats(first: Pixels, second: Pixels) -> float:
-    """PSNR of pictures on the scale 0…1, in dB, at most 100."""
-    return -10 * math.log10(max(float(np.mean((first - second) ** 2)), 1e-10))
+def _decibels(first: Pixels, second: Pixels) -> float:
+    """PSNR of whole pictures, at most 100 dB: equal ones would be infinitely alike, which JSON cannot say."""
+    return min(psnr(first, second, crop=0), 100.0)
 
 
 def _noisy_batch(
@@ -95,12 +95,12 @@ def _tiled(restorer: Restorer) -> float:
         restorer.restore(lq, RestoreOptions(tile=tile, steps=STEPS, realism=1.0)).image.pixels
         for tile in (0, 256)
     )
-    return psnr_of_floats(tiled, whole)
+    return _decibels(tiled, whole)
 
 
 def _clean_photos(restorer: Restorer, bench: Path) -> list[float]:
     photos = [gt for _, gt in BENCHES[NOISY](bench)]
     return [
-        psnr_of_floats(restorer.restore(gt).image.pixels, to_float(gt))
+        _decibels(restorer.restore(gt).image.pixels, to_float(gt))
         for gt in track(photos, "clean photos")
     ]

@@ -40,7 +40,6 @@ NULL_SHARE = 0.1
 PROTOTYPE_SHARE = 0.15
 """How often f_D is the label's prototype, so that naming the damage by hand works."""
 
-
 MISJUDGED_SHARE = 0.5
 """How often a clean crop comes with another picture's f_D, so that a photo judged wrongly is left as it is."""
 
@@ -71,7 +70,6 @@ class CropLoader:
         blind: bool = False,
     ) -> None:
         self._pool, self._conditions, self._seed = pool, conditions, seed
-        self.prototypes = conditions.prototypes
         self._null_share = 1.0 if blind else NULL_SHARE
         self._labels = labels
         synthetic: dict[str, list[int]] = {label: [] for label in labels}
@@ -80,6 +78,11 @@ class CropLoader:
             (real if pool.is_real(entry) else synthetic)[entry.label].append(i)
         self._synthetic, self._real = synthetic, real
         self._shares = np.array([MIX[label] for label in labels]) / sum(MIX.values())
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Typical f_D of each label, K×D."""
+        return self._conditions.prototypes
 
     def __call__(self, step: int, batch: int, size: int) -> Crops:
         """``batch`` crops of ``size``×``size`` pixels."""
@@ -90,7 +93,7 @@ class CropLoader:
         index = torch.tensor(entries)
         f_D = self._conditions.f_D[self._judged(entries, rng)]
         named = torch.from_numpy(rng.random(batch) < PROTOTYPE_SHARE)
-        prototypes = self._conditions.prototypes[torch.from_numpy(chosen)]
+        prototypes = self.prototypes[torch.from_numpy(chosen)]
         return Crops(
             lq=_stack([lq for lq, _ in pairs]),
             gt=_stack([gt for _, gt in pairs]),

@@ -106,9 +106,9 @@ def _resume_joint(file: Path, network: DegradationCLIP, optimizer: torch.optim.O
         ValueError: It was begun on another convolutional path than the network has now.
     """
     stem = network.controller.stem
-    before = fingerprint(stem) if stem is not None else ""
+    before = fingerprint(stem)
     start, _ = resume(file, network, optimizer)
-    if stem is not None and fingerprint(stem) != before:
+    if fingerprint(stem) != before:
         raise ValueError(
             f"{file} was begun on another convolutional path; delete it, and the joint phase starts anew."
         )

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.cache import fingerprint
+from training.cache import fingerprint, kept
 from training.captioned import CaptionedPhotos
-from training.loop import load_checkpoint, save_checkpoint
+from training.loop import load_checkpoint
 from training.pool import Bytes, Pool, degrade_bytes
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset
@@ -144,23 +144,8 @@ def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) ->
     size = preset.embedder.clip.vision_cfg.image_size
     counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), size, counts)
-    cache = folder / f"damage-{made_of}.pt"
-    state = load_checkpoint(cache)
-    if state is None:
-        photos, rng = CaptionedPhotos(captioned), np.random.default_rng(1)
-        views, labels = [], []
-        for number, label in enumerate(preset.labels):
-            times = 1 + (label in HARD)
-            small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
-            degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
-            cut = (lq for lq, _ in _pictures(pool, label, DAMAGE_PER_LABEL * times, rng))
-            new = [_both_views(to_tensor(lq), size) for lq in chain(degraded, cut)]
-            views += new
-            labels += [number] * len(new)
-            print(f"degrading for the first phase: {label}, {len(new)} pictures", flush=True)
-        state = {"views": torch.cat(views), "labels": torch.tensor(labels)}
-        save_checkpoint(cache, state)
-    return DamageData(**state)
+    file = folder / f"damage-{made_of}.pt"
+    return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned), size)))
 
 
 def prepare_stage1(
@@ -173,17 +158,29 @@ def prepare_stage1(
     networks = (parts.clip, parts.captioner.model, preset.captioner.beams)
     counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), networks, counts)
-    cache = folder / f"data-{made_of}.pt"
-    state = load_checkpoint(cache)
-    if state is None:
-        state = _prepare(preset, parts, pool, CaptionedPhotos(captioned))
-        save_checkpoint(cache, state)
+    file = folder / f"data-{made_of}.pt"
+    state = kept(file, lambda: _prepare(preset, parts, pool, CaptionedPhotos(captioned)))
     return StageOneData(**state)
 
 
 def _words_of(captioned: Path) -> tuple[bytes, bytes]:
     """What tells one folder of captioned photos from another."""
     return (captioned / "captions.json").read_bytes(), (captioned / "split.json").read_bytes()
+
+
+def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos, size: int) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    views, labels = [], []
+    for number, label in enumerate(preset.labels):
+        times = 1 + (label in HARD)
+        small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
+        degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
+        cut = (lq for lq, _ in _pictures(pool, label, DAMAGE_PER_LABEL * times, rng))
+        new = [_both_views(to_tensor(lq), size) for lq in chain(degraded, cut)]
+        views += new
+        labels += [number] * len(new)
+        print(f"degrading for the first phase: {label}, {len(new)} pictures", flush=True)
+    return {"views": torch.cat(views), "labels": torch.tensor(labels)}
 
 
 def _prepare(

@@ -18,7 +18,6 @@ import vlmir.errors
 from vlmir.errors import (
     BundleError,
     DeadlineError,
-    ImageError,
     InputError,
     LimitError,
     OptionError,
@@ -28,6 +27,7 @@ from vlmir.errors import (
     VlmirError,
 )
 from vlmir.formats import format_of_suffix
+from vlmir.image import read_file
 from vlmir.image.sniff import sniff_format
 from vlmir.pipeline import Report, RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2
@@ -240,21 +240,13 @@ def _fields(
     timeout_s: float | None,
     request_id: str | None,
 ) -> dict[str, Any]:
+    data = image if isinstance(image, bytes) else read_file(image)
     return {
-        "image": image_pb2.ImageSource(data=_file(image)),
+        "image": image_pb2.ImageSource(data=data),
         "options": _options(options or RestoreOptions()),
         "request_id": request_id or uuid.uuid4().hex,
         "time_budget_ms": None if timeout_s is None else round(timeout_s * 1e3),
     }
-
-
-def _file(image: bytes | Path) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{image} cannot be read: {error.strerror}.") from error
 
 
 def _options(options: RestoreOptions) -> restorer_pb2.RestoreOptions:

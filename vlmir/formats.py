@@ -8,9 +8,6 @@ from types import MappingProxyType
 
 __all__ = ["FORMATS", "SUFFIXES", "format_of_suffix"]
 
-FORMATS = ("png", "jpeg", "webp", "tiff")
-"""Names of the container formats read and written."""
-
 SUFFIXES: Mapping[str, str] = MappingProxyType(
     {
         ".png": "png",
@@ -22,6 +19,9 @@ SUFFIXES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Format by suffix in lower case; the first suffix of a format is the one given to new files."""
+
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+"""Names of the container formats read and written."""
 
 
 def format_of_suffix(path: Path) -> str | None:

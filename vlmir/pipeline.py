@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vlmir.errors import ImageError, OptionError, UnavailableError
-from vlmir.image import Image, Limits, check_encodable, decode
+from vlmir.errors import OptionError, UnavailableError
+from vlmir.image import Image, Limits, check_encodable, decode, read_file
 from vlmir.options import SAMPLE_STEPS, RestoreOptions
 from vlmir.report import Inspection, Progress, Report, Restoration
 
@@ -235,7 +235,7 @@ class Restorer:
         with clock("embed"):
             seen = self._embedder.embed_image(source.pixels)
             f_T = self._embedder.embed_captions([caption])[0] if caption else None
-            label, f_D = _most_likely(seen.degradations), seen.f_D
+            label, f_D = seen.degradation, seen.f_D
             if options.degradation is not None:
                 label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
         share = options.strength * _damaged(seen.degradations, options.degradation)
@@ -300,11 +300,11 @@ class Restorer:
         with clock("caption"):
             caption = self._captioner.caption(source.pixels)
         with clock("embed"):
-            degradations = self._embedder.embed_image(source.pixels).degradations
+            seen = self._embedder.embed_image(source.pixels)
         return Inspection(
             caption=caption,
-            degradations=degradations,
-            degradation=_most_likely(degradations),
+            degradations=seen.degradations,
+            degradation=seen.degradation,
             width=source.width,
             height=source.height,
             milliseconds=clock.milliseconds,
@@ -341,15 +341,9 @@ class Restorer:
             return image
         if isinstance(image, np.ndarray):
             return Image.from_levels(image)
-        return decode(self._read(image) if isinstance(image, Path) else image, self.limits)
-
-    def _read(self, path: Path) -> bytes:
-        """The file's bytes, at most one more than the limit."""
-        try:
-            with path.open("rb") as file:
-                return file.read(self.limits.max_bytes + 1)
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        # One byte more than the limit is enough to refuse the rest.
+        data = read_file(image, self.limits.max_bytes + 1) if isinstance(image, Path) else image
+        return decode(data, self.limits)
 
     def _caption(
         self, source: Image, options: RestoreOptions, clock: _Clock, warnings: list[str]
@@ -384,10 +378,6 @@ def _relay(
             yield Progress(step=done.step, steps=steps, share=done.share, preview=preview)
     finally:
         run.close()
-
-
-def _most_likely(degradations: dict[str, float]) -> str:
-    return max(degradations, key=lambda label: degradations[label])
 
 
 def _damaged(degradations: dict[str, float], named: str | None) -> float:

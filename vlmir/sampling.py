@@ -147,11 +147,12 @@ class DiffusionSampler:
         )
         # x_T is noise around μ and tells nothing of x₀. A network that predicts x₀ is shown μ itself, since the noise
         # could only add an error; one that predicts the noise must see some.
-        first, runs = mu, list[_Run]()
-        if plan.realism > 0 or self.config.prediction != "x0":
+        noise_free = self.config.prediction == "x0"
+        runs = list[_Run]()
+        if plan.realism > 0 or not noise_free:
             runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
-            x_T = torch.stack([next(run)[0] for run in runs])
-            first = mu if self.config.prediction == "x0" else x_T
+        x_T = [next(run)[0] for run in runs]
+        first = mu if noise_free else torch.stack(x_T)
         restored = mean = yield from self._evaluate(first, self.schedule.T, work, done=0)
         if plan.realism > 0:
             sample = yield from self._follow(runs, mean, work)

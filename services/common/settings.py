@@ -5,7 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vlmir.image import Limits
+
 __all__ = ["ServerSettings"]
+
+_LIMITS = Limits()
 
 
 class ServerSettings(BaseSettings):
@@ -28,9 +32,14 @@ class ServerSettings(BaseSettings):
     )
     # gRPC and protobuf carry messages of up to 2 GiB; the rest of a request needs some room beside the picture.
     max_bytes: int = Field(
-        64 * 2**20, ge=1, le=2**31 - 2**21, description="Largest picture file taken, bytes."
+        _LIMITS.max_bytes,
+        ge=1,
+        le=2**31 - 2**21,
+        description="Largest picture file taken, bytes.",
     )
-    max_pixels: int = Field(24_000_000, ge=1, description="Largest picture taken, width × height.")
+    max_pixels: int = Field(
+        _LIMITS.max_pixels, ge=1, description="Largest picture taken, width × height."
+    )
     grace_s: float = Field(30.0, ge=0, description="Seconds that running calls get on shutdown.")
     drain_s: float = Field(
         0.0,

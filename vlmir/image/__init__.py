@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmir.formats import FORMATS
-from vlmir.image.decoder import decode
+from vlmir.image.decoder import decode, read_file
 from vlmir.image.encoder import check_encodable, encode
 from vlmir.image.picture import Image, Limits
 from vlmir.image.tiles import TilePlan, Window, plan_tiles
@@ -18,4 +18,5 @@ __all__ = [
     "decode",
     "encode",
     "plan_tiles",
+    "read_file",
 ]

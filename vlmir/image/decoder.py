@@ -6,6 +6,7 @@ Only the loader of the format found in the first bytes is ever called.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from vlmir.image.metadata import read_exif_of_tiff, upright_exif, upright_xmp
 from vlmir.image.picture import Image, Limits
 from vlmir.image.sniff import sniff_format
 
-__all__ = ["decode"]
+__all__ = ["decode", "read_file"]
 
 # The strictness at which libvips refuses every cut file: it passes over a cut tile of a TIFF as a
 # mere warning, while in JPEG warnings are also about harmless stray bytes.
@@ -58,6 +59,23 @@ def decode(data: bytes, limits: Limits | None = None) -> Image:
         dpi=_dpi(header),
         format=kind,
     )
+
+
+def read_file(path: Path, most: int = -1) -> bytes:
+    """The bytes of an encoded picture's file.
+
+    Args:
+        path: The file.
+        most: Read no more bytes than this; -1: all.
+
+    Raises:
+        ImageError: It is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _open(data: bytes, kind: str) -> Any:

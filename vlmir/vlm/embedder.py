@@ -29,6 +29,11 @@ class ImageEmbedding(NamedTuple):
     degradations: dict[str, float]
     """Probability of each label; they sum to 1."""
 
+    @property
+    def degradation(self) -> str:
+        """The most likely label."""
+        return max(self.degradations, key=lambda label: self.degradations[label])
+
 
 class ClipEmbedder:
     """Embeds pictures, captions and degradation labels (none of the vectors is normalised)."""
@@ -50,9 +55,9 @@ class ClipEmbedder:
         f_I = self.network.encode_content(views[:1], [hidden[:1] for hidden in control])
         logits = self.network.degradation_logits(f_D)
         judged = logits.mean(0)
+        label = judged.argmax()
         # Where the windows overrule the whole, its f_D would ask for another restoration than the one reported.
-        agreed = logits[0].argmax() == judged.argmax()
-        damage = f_D[0] if agreed else self.network.prototypes[judged.argmax()]
+        damage = f_D[0] if logits[0].argmax() == label else self.network.prototypes[label]
         probabilities = judged.softmax(dim=-1).tolist()
         return ImageEmbedding(f_I[0], damage, dict(zip(self.labels, probabilities, strict=True)))
 
