@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from training.conditions import PoolConditions
-from training.pool import Pool
+from training.pool import Pool, degrade_bytes
 
 __all__ = ["CropLoader", "Crops"]
 
 MIX: Mapping[str, float] = {
-    "noisy": 0.34,
-    "rainy": 0.22,
+    "noisy": 0.38,
+    "rainy": 0.20,
     "hazy": 0.18,
-    "raindrop": 0.06,
+    "raindrop": 0.05,
     "motion-blurry": 0.03,
     "jpeg-compressed": 0.03,
     "low-light": 0.035,
@@ -31,7 +31,7 @@ MIX: Mapping[str, float] = {
 
 REAL_SHARE = 0.5
 """Share of real pairs among the crops of a label that has some …"""
-REAL_HAZE_SHARE = 0.75
+REAL_HAZE_SHARE = 0.65
 """… and of haze, whose real pairs are many."""
 
 NULL_SHARE = 0.1
@@ -122,9 +122,14 @@ class CropLoader:
         top, left = (int(rng.integers(0, n - size + 1)) for n in lq.shape[:2])
         window = np.s_[top : top + size, left : left + size]
         lq, gt = lq[window], gt[window]
+        entry = self._pool.entries[i]
+        if entry.label == "noisy" and not self._pool.is_real(entry):
+            # Noise is the same everywhere in a picture, so each crop can have its own: none is learnt by heart.
+            seed = int(rng.integers(2**31))
+            lq = degrade_bytes(gt, "noisy", seed=seed, strength=entry.strength)
         if rng.random() < 0.5:
             lq, gt = lq[:, ::-1], gt[:, ::-1]
-        if self._pool.entries[i].label not in _UPRIGHT:
+        if entry.label not in _UPRIGHT:
             if rng.random() < 0.5:
                 lq, gt = lq[::-1], gt[::-1]
             if rng.random() < 0.5:

@@ -61,6 +61,8 @@ class Entry:
     width: int
     photo: int
     """Number of the original."""
+    strength: float = 0.0
+    """How bad a synthetic damage is; 0 where it is real or transplanted."""
 
 
 class Pool:
@@ -170,13 +172,14 @@ def build_pool(
             gt, (height, width) = write(photo), photo.shape[:2]
             for label, (copies, low, high) in RECIPE.items():
                 for copy in range(copies):
+                    strength = 0.0
                     if label == "rainy" and copy % 2 and streaks:
                         lq = transplant(photo, streaks[rng.integers(len(streaks))], rng)
                     else:
                         strength = _strength(label, copy, low, high, rng)
                         seed_ = int(rng.integers(2**31))
                         lq = degrade_bytes(photo, label, seed=seed_, strength=strength)
-                    entries.append(Entry(label, write(lq), gt, height, width, number))
+                    entries.append(Entry(label, write(lq), gt, height, width, number, strength))
         for number, (label, lq, gt_pixels) in enumerate(pairs, start=len(photos)):
             height, width = gt_pixels.shape[:2]
             entry = Entry(label, write(lq), write(gt_pixels), height, width, number)

@@ -158,6 +158,20 @@ def test_batches_depend_on_the_step_alone(pool: Pool) -> None:
     assert blind(0, 4, 32).withheld.all()
 
 
+def test_noise_is_fresh_at_every_draw_and_as_strong_as_the_pictures(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.crops.MIX", {label: label == "noisy" for label in LABELS})
+    noisy = [entry for entry in pool.entries if entry.label == "noisy"]
+    assert {entry.strength for entry in noisy} > {0.5}
+    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0)
+    monkeypatch.setattr(pool, "lq", pool.gt)  # whatever noise there is was made here
+    batches = [loader(step, 16, 64) for step in range(2)]
+    first, other = ((crops.lq - crops.gt).std((1, 2, 3)) for crops in batches)
+    assert first.min() > 10 / 255 and first.max() < 90 / 255  # less than sigma where it clips
+    assert not torch.equal(first, other)
+
+
 def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
     number = torch.arange(len(pool)).float()[:, None].expand(-1, 32)
     zeros = torch.zeros_like(number)
