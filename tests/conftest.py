@@ -19,3 +19,14 @@ def small_bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.small import small_bundle
 
     return small_bundle(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def imported_bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle imported from very small files with DA-CLIP's names."""
+    from tests.foreign import daclip_files, small_daclip
+    from vlmir.importer import import_daclip
+
+    folder = tmp_path_factory.mktemp("imported")
+    unet, clip = daclip_files(folder, small_daclip())
+    return import_daclip(folder / "bundle", unet=unet, clip=clip, preset=small_daclip()).folder

@@ -5,8 +5,11 @@
     bundle.json                     format, release, preset, digests, measured metrics
     captioner/model.safetensors     BLIP
     captioner/tokenizer.json        the word pieces of captioner and embedder
-    embedder/model.safetensors      CLIP, controller, LoRA updates, label prototypes
+    embedder/model.safetensors      CLIP, controller, LoRA updates if any, label prototypes
     sampler/model.safetensors       the U-Net (the moving average of its training)
+
+The digests say which parts there are: a bundle may lack the captioner, if its preset lets the embedder read CLIP's own
+words, which come with open_clip.
 
 Only safetensors and JSON are read; nothing is ever unpickled. Weights may be stored in half precision and are widened
 when loaded.
@@ -23,9 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from vlmir.config import Preset, from_dict
-from vlmir.errors import BundleError
+from vlmir.errors import BundleError, OptionError
 
-__all__ = ["FORMAT", "PARTS", "Bundle", "digest_of", "find_bundle", "load_bundle"]
+__all__ = [
+    "FORMAT",
+    "PARTS",
+    "REQUIRED",
+    "Bundle",
+    "check_free",
+    "digest_of",
+    "find_bundle",
+    "load_bundle",
+]
 
 FORMAT = 1
 """Version of the folder layout."""
@@ -37,6 +49,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Part → the files of its folder, which its digest covers."""
 
+REQUIRED = ("embedder", "sampler")
+"""The parts that every bundle has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
@@ -47,12 +62,18 @@ class Bundle:
     """Name and version of these weights."""
     preset: Preset
     digests: dict[str, str]
-    """Part → sha256 of its files."""
+    """Part → sha256 of its files; a part that is not there is not named."""
     metrics: dict[str, Any]
     """What was measured of these weights."""
 
     def file(self, part: str, name: str) -> Path:
-        """Path of one file of a part."""
+        """Path of one file of a part.
+
+        Raises:
+            BundleError: The bundle lacks the part.
+        """
+        if part not in self.digests:
+            raise BundleError(f"The bundle in {self.folder} has no {part}.")
         return self.folder / part / name
 
 
@@ -67,6 +88,16 @@ def find_bundle(name: str | Path) -> Path:
         if (folder / "bundle.json").is_file():
             return folder
     raise BundleError(f"No bundle at {str(name)!r}: give the path of a folder with a bundle.json.")
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place for a new bundle where something is already.
+
+    Raises:
+        OptionError: ``folder`` is a file, or a folder that is not empty.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise OptionError(f"{folder} is already there; name a folder that is new or empty.")
 
 
 def digest_of(folder: Path, part: str) -> str:
@@ -100,8 +131,13 @@ def load_bundle(name: str | Path) -> Bundle:
         raise BundleError(f"{folder / 'bundle.json'} is damaged: {error!r}.") from error
     if version != FORMAT:
         raise BundleError(f"{folder} has bundle format {version}; this version reads {FORMAT}.")
-    for part in PARTS:
-        if digest_of(folder, part) != digests.get(part):
+    missing, unknown = sorted({*REQUIRED} - {*digests}), sorted({*digests} - {*PARTS})
+    if missing or unknown:
+        raise BundleError(
+            f"{folder / 'bundle.json'} is damaged: parts missing {missing}, unknown {unknown}."
+        )
+    for part, digest in digests.items():
+        if digest_of(folder, part) != digest:
             raise BundleError(
                 f"The {part} in {folder} is not the one its bundle.json names (digest mismatch)."
             )

@@ -284,6 +284,7 @@ def _restoration(message: restorer_pb2.RestoreResult) -> ClientRestoration:
         if isinstance(value, Mapping):
             values[name] = dict(value)
     values["warnings"] = tuple(report.warnings)
+    values["caption"] = report.caption or None
     return ClientRestoration(image_bytes=message.image.data, report=Report(**values))
 
 

@@ -32,7 +32,7 @@ __all__ = [
     "load_preset",
 ]
 
-PRESETS = ("tiny", "base")
+PRESETS = ("tiny", "base", "daclip")
 """Names of the presets that ship with the package."""
 
 T = TypeVar("T")
@@ -123,6 +123,8 @@ class EmbedderConfig:
     """
     orthogonal_labels: bool = False
     """Whether label embeddings are made orthogonal, for a CLIP that never met the labels' words."""
+    tokenizer: Literal["bundle", "open_clip"] = "bundle"
+    """Whose words the text tower reads: those of the bundle's ``captioner/tokenizer.json``, or open_clip's own."""
     hub: str | None = None
     """open_clip's ``model/pretrained`` name of public weights to start from."""
 
@@ -212,7 +214,10 @@ class SamplerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One architecture: three parts and the labels they know."""
+    """One architecture: three parts and the labels they know.
+
+    A bundle may lack the captioner, and its embedder the LoRA updates: DA-CLIP's weights bring neither.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -239,7 +244,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     missing = sorted(
         name
         for name, field in fields.items()
-        if name not in data and field.default is dataclasses.MISSING
+        if name not in data
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
     )
     if unknown or missing:
         raise BundleError(f"{where or cls.__name__}: unknown keys {unknown}, missing {missing}.")
@@ -254,6 +261,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast("type[Any]", kind), value, where)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_value(args[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is Literal and value in args:
         return value
     if origin is types.UnionType:

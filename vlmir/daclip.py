@@ -7,6 +7,7 @@ semantic cross-attention; switch ``semantic`` off to load it.
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,16 +91,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         BundleError: The file is missing, corrupt, holds something else than tensors, or would need unpickling.
     """
     try:
+        _check_sums(path)
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist.") from error
     except Exception as error:  # torch raises many kinds, by what is wrong with the file
-        raise BundleError(f"{path} is no plain file of weights; nothing was loaded.") from error
+        raise BundleError(
+            f"{path} is damaged or no plain file of weights; nothing was loaded."
+        ) from error
     if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
         data = data["state_dict"]
     if not isinstance(data, Mapping) or not all(isinstance(v, Tensor) for v in data.values()):
         raise BundleError(f"{path} holds no state dict (a mapping of names to tensors).")
     return {str(name).removeprefix("module."): tensor for name, tensor in data.items()}
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a zip archive with its checksums, which ``torch.load`` does not.
+
+    Raises:
+        ValueError: An entry has changed.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not match its checksum.")
 
 
 def rename(state: Mapping[str, Tensor], kind: str, module: nn.Module) -> dict[str, Tensor]:

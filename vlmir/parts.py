@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlmir.bundle import FORMAT, PARTS, Bundle, digest_of
+from vlmir.bundle import FORMAT, PARTS, REQUIRED, Bundle, digest_of
 from vlmir.config import Preset
 from vlmir.daclip import load_strictly
 from vlmir.errors import BundleError
@@ -20,13 +21,14 @@ from vlmir.nn import UNet
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import DegradationCLIP, build_clip, load_lora, lora_tensors, merge_lora
 from vlmir.vlm.embedder import ClipEmbedder
-from vlmir.vlm.tokenizer import CaptionTokenizer
+from vlmir.vlm.tokenizer import CaptionTokenizer, ClipTokenizer, Tokenizer
 
 __all__ = [
     "build_captioner",
     "build_embedder",
     "build_frozen_clip",
     "build_unet",
+    "count_parameters",
     "fill_embedder",
     "save_bundle",
 ]
@@ -40,7 +42,7 @@ def build_captioner(bundle: Bundle) -> BlipCaptioner:
     """The captioner of a bundle.
 
     Raises:
-        BundleError: Its files do not fit the preset.
+        BundleError: It has none, or its files do not fit the preset.
     """
     tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
     with _no_init():
@@ -51,7 +53,7 @@ def build_captioner(bundle: Bundle) -> BlipCaptioner:
 
 
 def build_embedder(bundle: Bundle) -> ClipEmbedder:
-    """The embedder of a bundle, its LoRA updates merged.
+    """The embedder of a bundle, its LoRA updates merged; without any, captions are read as CLIP reads them.
 
     Raises:
         BundleError: Its files do not fit the preset.
@@ -62,8 +64,14 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
     network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)
-    tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
-    return ClipEmbedder(network, tokenizer, preset.labels)
+    return ClipEmbedder(network, _tokenizer(bundle), preset.labels)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    """The words of the embedder's text tower."""
+    if bundle.preset.embedder.tokenizer == "open_clip":
+        return ClipTokenizer()
+    return CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
 
 
 def fill_embedder(network: DegradationCLIP, bundle: Bundle) -> None:
@@ -111,13 +119,23 @@ def build_unet(bundle: Bundle) -> UNet:
     return unet.eval().to(memory_format=torch.channels_last)
 
 
+def count_parameters(bundle: Bundle) -> dict[str, int]:
+    """Part → how many numbers its file of weights holds, label embeddings and the like included."""
+    counts = dict[str, int]()
+    for part in bundle.digests:
+        with safe_open(bundle.file(part, MODEL), framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no mapping
+        counts[part] = sum(map(math.prod, shapes))
+    return counts
+
+
 def save_bundle(
     folder: Path,
     *,
     preset: Preset,
     release: str,
-    blip: nn.Module,
-    tokenizer: Path,
+    blip: nn.Module | None = None,
+    tokenizer: Path | None = None,
     embedder: DegradationCLIP,
     unet: UNet,
     metrics: dict[str, Any],
@@ -129,24 +147,32 @@ def save_bundle(
         folder: Where to; created.
         preset: The architecture of all parts.
         release: Name and version of the weights.
-        blip: The captioner's network.
-        tokenizer: The captioner's and embedder's ``tokenizer.json``.
-        embedder: The embedder's network, with its LoRA layers.
+        blip: The captioner's network; None: the bundle has no captioner.
+        tokenizer: The captioner's ``tokenizer.json``, which the embedder may share; None with ``blip``.
+        embedder: The embedder's network, with its LoRA layers; one without them reads captions, once stored, by the
+            frozen text tower alone.
         unet: The restoring network, holding the weights to ship.
         metrics: What was measured.
         dtype: Precision of the stored weights.
+
+    Raises:
+        BundleError: ``blip`` came without ``tokenizer``, or the reverse.
     """
+    if (blip is None) != (tokenizer is None):
+        raise BundleError("A captioner is saved with its tokenizer, or neither.")
+    parts = REQUIRED if blip is None else PARTS
     own = {n: t for n, t in embedder.state_dict().items() if not n.startswith("caption_encoder.")}
     own |= {f"lora.{name}": tensor for name, tensor in lora_tensors(embedder).items()}
-    _write(folder / "captioner" / MODEL, _untied(blip.state_dict()), dtype)
-    (folder / "captioner" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    if blip is not None and tokenizer is not None:
+        _write(folder / "captioner" / MODEL, _untied(blip.state_dict()), dtype)
+        (folder / "captioner" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     _write(folder / "embedder" / MODEL, own, dtype)
     _write(folder / "sampler" / MODEL, unet.state_dict(), dtype)
     data = {
         "format": FORMAT,
         "release": release,
         "preset": preset.to_dict(),
-        "digests": {part: digest_of(folder, part) for part in PARTS},
+        "digests": {part: digest_of(folder, part) for part in parts},
         "metrics": metrics,
     }
     text = json.dumps(data, indent=2) + "\n"

@@ -77,6 +77,10 @@ class Sampler(Protocol):
     """Restores pixels under conditions."""
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether a caption has an effect."""
+
+    @property
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
 
@@ -122,7 +126,7 @@ class Restorer:
     def __init__(
         self,
         *,
-        captioner: Captioner,
+        captioner: Captioner | None,
         embedder: Embedder,
         sampler: Sampler,
         release: str,
@@ -135,7 +139,7 @@ class Restorer:
         """Join three stages.
 
         Args:
-            captioner: Says what a picture shows.
+            captioner: Says what a picture shows; None: pictures are restored without, or with the user's captions.
             embedder: Conditions.
             sampler: The restoring model.
             release: Name and version of the weights.
@@ -174,7 +178,7 @@ class Restorer:
 
         config = bundle.preset.sampler
         return cls(
-            captioner=build_captioner(bundle),
+            captioner=build_captioner(bundle) if "captioner" in bundle.digests else None,
             embedder=build_embedder(bundle),
             sampler=DiffusionSampler(build_unet(bundle), config),
             release=bundle.release,
@@ -234,7 +238,7 @@ class Restorer:
         caption = self._caption(source, options, clock, warnings)
         with clock("embed"):
             seen = self._embedder.embed_image(source.pixels)
-            f_T = self._embedder.embed_captions([caption])[0] if caption else None
+            f_T = None if caption is None else self._embedder.embed_captions([caption])[0]
             label, f_D = seen.degradation, seen.f_D
             if options.degradation is not None:
                 label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
@@ -297,8 +301,10 @@ class Restorer:
         clock = _Clock()
         with clock("decode"):
             source = self._open(image)
-        with clock("caption"):
-            caption = self._captioner.caption(source.pixels)
+        caption = None
+        if self._captioner is not None:
+            with clock("caption"):
+                caption = self._captioner.caption(source.pixels)
         with clock("embed"):
             seen = self._embedder.embed_image(source.pixels)
         return Inspection(
@@ -347,18 +353,27 @@ class Restorer:
 
     def _caption(
         self, source: Image, options: RestoreOptions, clock: _Clock, warnings: list[str]
-    ) -> str:
-        """The user's caption, the captioner's, or none with a warning where the captioner is out of reach."""
+    ) -> str | None:
+        """The caption that guides: the user's or the captioner's; None, with a warning where one was expected."""
         if not options.use_caption:
-            return ""
+            return None
+        if not self._sampler.reads_captions:
+            if options.caption is not None:
+                warnings.append("The caption had no effect: these weights do not read captions.")
+            return None
         if options.caption is not None:
-            return options.caption
+            return options.caption or None
+        if self._captioner is None:
+            warnings.append(
+                "Restored without a caption: these weights bring no captioner; give one."
+            )
+            return None
         with clock("caption"):
             try:
-                return self._captioner.caption(source.pixels)
+                return self._captioner.caption(source.pixels) or None
             except UnavailableError as error:
                 warnings.append(f"Restored without a caption: {error}")
-                return ""
+                return None
 
 
 def _relay(

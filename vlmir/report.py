@@ -35,8 +35,8 @@ class Progress:
 class Report:
     """How a picture was restored."""
 
-    caption: str
-    """The caption that guided; empty if none."""
+    caption: str | None
+    """The caption that guided; None if none did."""
     degradations: dict[str, float]
     """Probability of each label."""
     degradation: str
@@ -74,7 +74,8 @@ class Report:
 class Inspection:
     """What is seen in a picture before anything is done to it."""
 
-    caption: str
+    caption: str | None
+    """What the picture shows; None where the weights bring no captioner."""
     degradations: dict[str, float]
     degradation: str
     width: int

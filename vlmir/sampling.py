@@ -94,6 +94,11 @@ class DiffusionSampler:
         return self.schedule.T
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether a caption has an effect: DA-CLIP's network has no semantic cross-attention."""
+        return self.unet.config.semantic
+
+    @property
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
         return tuple(SOLVERS)

@@ -39,7 +39,7 @@ from vlmir.errors import (
     VlmirError,
 )
 from vlmir.image import Limits, decode
-from vlmir.pipeline import RestoreOptions
+from vlmir.pipeline import RestoreOptions, Restorer
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
 
@@ -409,3 +409,16 @@ def _code(error: VlmirError) -> grpc.StatusCode:
     assert isinstance(cause, grpc.RpcError)
     code: grpc.StatusCode = cause.code()  # type: ignore[attr-defined]
     return code
+
+
+def test_an_imported_bundle_is_served_without_a_captioner(imported_bundle_folder: Path) -> None:
+    restorer = Restorer.load(imported_bundle_folder)
+    with running_server(restorer) as running, RestorationClient(running.address) as client:
+        info = client.info()
+        plain = client.restore(a_picture())
+        given = client.restore(a_picture(), RestoreOptions(caption="a dog"))
+    assert info.digests == restorer.digests and set(info.digests) == {"embedder", "sampler"}
+    assert info.labels == restorer.labels and len(info.labels) == 10
+    assert plain.report.caption is None and plain.report.warnings == ()
+    assert given.report.caption is None and "no effect" in given.report.warnings[0]
+    assert given.image_bytes == plain.image_bytes

@@ -12,7 +12,7 @@ import torch
 from vlmir.bundle import PARTS, load_bundle
 from vlmir.daclip import read_state_dict
 from vlmir.errors import BundleError
-from vlmir.parts import build_captioner, build_embedder, build_unet
+from vlmir.parts import build_captioner, build_embedder, build_unet, save_bundle
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def test_a_missing_file_is_named(copy: Path) -> None:
         (lambda data: data.update(format=99), "format 99"),
         (lambda data: data.pop("release"), "damaged"),
         (lambda data: data["preset"].update(colour=1), "colour"),
+        (lambda data: data["digests"].pop("sampler"), r"missing \['sampler'\]"),
+        (lambda data: data["digests"].update(extra="00"), r"unknown \['extra'\]"),
     ],
 )
 def test_a_strange_description_is_refused(copy: Path, change, named: str) -> None:  # type: ignore[no-untyped-def]
@@ -62,6 +64,32 @@ def test_a_strange_description_is_refused(copy: Path, change, named: str) -> Non
     file.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=named):
         load_bundle(copy)
+
+
+def test_a_part_that_is_not_named_is_not_read(copy: Path) -> None:
+    file = copy / "bundle.json"
+    data = json.loads(file.read_text())
+    del data["digests"]["captioner"]
+    file.write_text(json.dumps(data))
+    bundle = load_bundle(copy)
+    for build in (build_captioner, build_embedder):  # the latter would read its words there
+        with pytest.raises(BundleError, match="has no captioner"):
+            build(bundle)
+
+
+def test_a_captioner_is_saved_with_its_tokenizer(small_bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(small_bundle_folder)
+    with pytest.raises(BundleError, match="tokenizer"):
+        save_bundle(
+            tmp_path / "out",
+            preset=bundle.preset,
+            release="half-1",
+            tokenizer=bundle.file("captioner", "tokenizer.json"),
+            embedder=build_embedder(bundle).network,
+            unet=build_unet(bundle),
+            metrics={},
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_bundle(tmp_path: Path) -> None:

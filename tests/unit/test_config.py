@@ -16,8 +16,16 @@ from vlmir.nn import UNet
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_loads_and_survives_json(name: str) -> None:
     preset = load_preset(name)
-    assert preset.labels == LABELS
+    assert preset.labels == (LABELS if name != "daclip" else LABELS[:-1])
     assert from_dict(Preset, json.loads(json.dumps(preset.to_dict()))) == preset
+
+
+def test_daclip_is_base_without_what_its_weights_lack() -> None:
+    expected = load_preset("base").to_dict()
+    expected |= {"name": "daclip", "labels": LABELS[:-1]}
+    expected["embedder"]["tokenizer"] = "open_clip"
+    expected["sampler"]["unet"]["semantic"] = False
+    assert load_preset("daclip").to_dict() == expected
 
 
 @pytest.mark.parametrize("name", PRESETS)

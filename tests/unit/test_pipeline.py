@@ -143,7 +143,7 @@ def test_a_picture_called_clean_is_left_alone(restorer: Restorer, photo: np.ndar
 def test_captions(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     own = restorer.restore(photo, RestoreOptions(caption="a dog", degradation="noisy"))
     none = restorer.restore(photo, RestoreOptions(use_caption=False, degradation="noisy"))
-    assert (own.report.caption, none.report.caption) == ("a dog", "")
+    assert (own.report.caption, none.report.caption) == ("a dog", None)
     assert not np.array_equal(own.image.pixels, none.image.pixels)
 
     def down(pixels: Any) -> str:
@@ -153,6 +153,20 @@ def test_captions(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.Mon
     without = restorer.restore(photo, RestoreOptions(degradation="noisy"))
     assert "does not answer" in without.report.warnings[0]
     assert np.array_equal(without.image.pixels, none.image.pixels)
+
+
+def test_without_a_captioner_the_users_caption_guides(
+    restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RestoreOptions(caption="a dog", degradation="noisy")
+    expected = restorer.restore(photo, options)
+    monkeypatch.setattr(restorer, "_captioner", None)
+    own = restorer.restore(photo, options)
+    assert (own.report.caption, own.report.warnings) == ("a dog", ())
+    assert np.array_equal(own.image.pixels, expected.image.pixels)
+    none = restorer.restore(photo, RestoreOptions(degradation="noisy"))
+    assert none.report.caption is None and "no captioner" in none.report.warnings[0]
+    assert restorer.inspect(photo).caption is None
 
 
 def test_progress_previews_and_cancel(restorer: Restorer, photo: np.ndarray) -> None:

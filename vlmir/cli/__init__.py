@@ -1,4 +1,4 @@
-"""The command line: ``vlmir restore``, ``vlmir inspect``, ``vlmir degrade``.
+"""The command line: ``vlmir restore``, ``vlmir inspect``, ``vlmir degrade``, ``vlmir models``.
 
 Exit status: 0 when every picture was done, 1 when some failed, 2 for a usage or option error
 (nothing was done), 130 after Ctrl-C. Reports go to stdout, progress and errors to stderr.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vlmir.cli.arguments import build_parser
 from vlmir.cli.commands import degrade, inspect, restore
+from vlmir.cli.models import import_daclip
 from vlmir.errors import OptionError, VlmirError
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USAGE", "main"]
@@ -21,7 +22,12 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-_COMMANDS = {"restore": restore, "inspect": inspect, "degrade": degrade}
+_COMMANDS = {
+    "restore": restore,
+    "inspect": inspect,
+    "degrade": degrade,
+    "models import-daclip": import_daclip,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

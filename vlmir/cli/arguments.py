@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_inspect(commands)
     _add_degrade(commands)
+    _add_models(commands)
     return parser
 
 
@@ -136,6 +137,44 @@ def _add_degrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     damage.add_argument(
         "--seed", type=_whole(0), default=0, metavar="N", help="randomness (default: 0)"
+    )
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "models",
+        allow_abbrev=False,
+        help="make bundles of public weights",
+        description="Make bundles of public weights.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_import_daclip(actions)
+
+
+def _add_import_daclip(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = actions.add_parser(
+        "import-daclip",
+        allow_abbrev=False,
+        help="make a bundle of DA-CLIP's checkpoints",
+        description="Make a bundle of DA-CLIP's checkpoints (Luo et al. 2023; MIT), which are found on Hugging Face "
+        "under weblzw/daclip-uir-ViT-B-32-irsde. Nothing in them is executed; every tensor is accounted for, and a "
+        "picture is restored with the bundle before it appears. The weights know ten degradations, but no undamaged "
+        "photo, and neither write nor read captions.",
+        epilog="Then: vlmir restore --bundle OUT …",
+    )
+    parser.set_defaults(command="models import-daclip")
+    parser.add_argument(
+        "--unet", type=Path, required=True, metavar="FILE", help="the U-Net: universal-ir.pth"
+    )
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CLIP with its controller: daclip_ViT-B-32.pt",
+    )
+    parser.add_argument(
+        "output", type=Path, metavar="OUT", help="the bundle's folder, new or empty (about 1.2 GB)"
     )
 
 

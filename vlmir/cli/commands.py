@@ -167,8 +167,9 @@ def _as_json(path: Path, inspection: Inspection) -> str:
 def _as_text(path: Path, inspection: Inspection) -> str:
     ranked = sorted(inspection.degradations.items(), key=lambda item: -item[1])
     likely = [f"{label} {share:.0%}" for label, share in ranked if share >= _SHOWN]
+    caption = "(these weights give none)" if inspection.caption is None else inspection.caption
     return (
         f"{path} ({inspection.width}×{inspection.height})\n"
-        f"  caption:     {inspection.caption}\n"
+        f"  caption:     {caption}\n"
         f"  degradation: {', '.join(likely)}"
     )

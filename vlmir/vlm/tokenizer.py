@@ -1,20 +1,28 @@
-"""A small word-piece tokenizer of our own for ``tiny``: captions to token ids and back.
+"""Captions to token ids and back: a small word-piece tokenizer of our own for ``tiny``, and CLIP's for public weights.
 
-It wraps Hugging Face's ``tokenizers``; its file is plain JSON and ships in the bundle.
+Ours wraps Hugging Face's ``tokenizers``; its file is plain JSON and ships in the bundle. CLIP's ships in open_clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from vlmir.errors import BundleError
 
-__all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "SPECIAL_TOKENS", "CaptionTokenizer", "Tokenizer"]
+__all__ = [
+    "BOS_ID",
+    "EOS_ID",
+    "PAD_ID",
+    "SPECIAL_TOKENS",
+    "CaptionTokenizer",
+    "ClipTokenizer",
+    "Tokenizer",
+]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 """Special tokens; their ids are their places here."""
@@ -26,6 +34,19 @@ class Tokenizer(Protocol):
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """B captions → B×length int64 ids, padded or cut, with begin and end tokens."""
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding of 49,408 entries (Radford et al. 2021), as open_clip packages it; needs no network."""
+
+    def __init__(self) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self._backend = SimpleTokenizer()
+
+    def __call__(self, captions: Sequence[str], length: int) -> Tensor:
+        """B captions → B×length int64 ids: start, pieces, end, zeros; a long caption is cut before the end."""
+        return cast(Tensor, self._backend(list(captions), length))
 
 
 class CaptionTokenizer:

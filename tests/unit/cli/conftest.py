@@ -43,7 +43,7 @@ class Step:
 
 @dataclass
 class FakeInspection:
-    caption: str
+    caption: str | None
     degradations: dict[str, float]
     degradation: str
     width: int
@@ -59,6 +59,7 @@ class FakeRestorer:
     calls: list[tuple[Path, Any]] = field(default_factory=list)
     limits: list[Limits] = field(default_factory=list)
     closed: int = 0
+    caption: str | None = "a cat"
     before: Callable[[Path], None] = lambda path: None
 
     def stream(self, path: Path, options: Any) -> Generator[Step, None, FakeRestoration]:
@@ -79,7 +80,8 @@ class FakeRestorer:
     def inspect(self, path: Path) -> FakeInspection:
         if path.read_bytes() == BROKEN:
             raise ImageError("This is no image.")
-        return FakeInspection("a cat", {"noisy": 0.9, "hazy": 0.099}, "noisy", 4, 3, {"caption": 5})
+        judged = {"noisy": 0.9, "hazy": 0.099}
+        return FakeInspection(self.caption, judged, "noisy", 4, 3, {"caption": 5})
 
 
 @pytest.fixture

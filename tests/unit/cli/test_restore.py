@@ -175,6 +175,16 @@ def test_inspect(restorer: FakeRestorer, photos: Path, capsys: pytest.CaptureFix
     assert printed.count("degradation: noisy 90%, hazy 10%") == 3
 
 
+def test_inspect_without_a_captioner(
+    restorer: FakeRestorer, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    restorer.caption = None
+    assert main(["inspect", str(photos / "a.png")]) == 0
+    assert "  caption:     (these weights give none)\n" in capsys.readouterr().out
+    assert main(["inspect", str(photos / "a.png"), "--json"]) == 0
+    assert lines(capsys.readouterr().out)[0]["caption"] is None
+
+
 def test_inspect_as_json(
     restorer: FakeRestorer, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,7 @@ class Running:
 
 
 @contextmanager
-def running_server(restorer: SmallRestorer, **settings: Any) -> Iterator[Running]:
+def running_server(restorer: SmallRestorer | Restorer, **settings: Any) -> Iterator[Running]:
     """Serve ``restorer`` on a free port."""
     chosen = ServerSettings(**{"port": 0, "grace_s": 5.0, **settings})
     work = WorkQueue(workers=chosen.workers, waiting=chosen.queue)

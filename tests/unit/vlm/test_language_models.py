@@ -18,7 +18,7 @@ from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import DegradationCLIP, lora_tensors, merge_lora
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.preprocess import clip_input, content_view, detail_view
-from vlmir.vlm.tokenizer import BOS_ID, EOS_ID, PAD_ID, CaptionTokenizer
+from vlmir.vlm.tokenizer import BOS_ID, EOS_ID, PAD_ID, CaptionTokenizer, ClipTokenizer
 
 PRESET = load_preset("tiny")
 CAPTIONS = ["a dog runs on the grass .", "two people in the snow .", "a child in a red shirt ."]
@@ -71,6 +71,12 @@ def test_tokenizer_round_trip_and_frame(tokenizer: CaptionTokenizer) -> None:
     assert ids[1, -1] == EOS_ID
     assert ids[0, -1] == PAD_ID
     assert tokenizer.decode(ids[0, 1:].tolist()) == "a dog in the snow."
+
+
+def test_clips_own_words_and_frame() -> None:
+    ids = ClipTokenizer()(["motion-blurry", "a " * 50], 8)
+    assert ids[0].tolist() == [49406, 7860, 268, 21977, 49407, 0, 0, 0]
+    assert ids[1].tolist() == [49406, *[320] * 6, 49407]
 
 
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
