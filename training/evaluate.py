@@ -2,7 +2,8 @@
 
 Every number is computed here and now, by the protocol of :mod:`vlmir.metrics`: pictures rounded to uint8, a border of
 four pixels cut off. The JSON is written after each measurement and, for the same weights, added to: an interrupted run
-goes on with ``--only`` and ``--setting``. ``python -m training.table`` puts it into README, model card and bundle.
+goes on with ``--only`` and ``--setting``. ``python -m training.table`` puts it into README, model card and bundle, and
+with ``--tables`` into the paper's tables. A perceptual metric whose weights are not at hand stands as null.
 """
 
 from __future__ import annotations
@@ -10,65 +11,36 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import track
 
-from training.benches import BENCHES, held_out_labels
+from training.ablation import ABLATED, VARIANTS, ablated_restorers
+from training.alignment import measure_alignment
+from training.benches import BENCHES, SYNTHETIC, UNCLIPPED, FloatPair, Pair
 from training.captioned import CaptionedPhotos
 from training.consistency import measure_consistency
+from training.labels import measure_labels
 from training.language import best_constant_bleu, caption_bleu, retrieval_recall
+from training.restoration import SETTINGS, Judges, measure_bench
 from training.speed import measure_speed
 from training.table import identity
 from vlmir.bundle import load_bundle
-from vlmir.image.color import to_float, to_levels
-from vlmir.metrics import Fidelity, fidelity
+from vlmir.errors import BundleError
+from vlmir.metrics.perceptual import ALEXNET, INCEPTION
 from vlmir.options import RestoreOptions
 from vlmir.parts import build_captioner, build_embedder
 from vlmir.pipeline import Restorer
 
-__all__ = ["main", "measure_bench", "measure_labels", "measure_language"]
+__all__ = ["main", "measure_language"]
 
-PARTS = ("bench", "labels", "language", "consistency", "speed")
+PARTS = ("bench", "synthetic", "labels", "language", "alignment", "consistency", "speed")
 
-SETTINGS = {
-    "one-step": RestoreOptions(),
-    "ensemble": RestoreOptions(ensemble=True),
-    "stochastic": RestoreOptions(realism=1.0, steps=20),
-}
-"""The default; the most faithful setting; a sample by 20 stochastic steps of the bundle's solver."""
-
-
-def measure_bench(
-    restorer: Restorer, folder: Path, name: str, options: RestoreOptions, limit: int | None
-) -> dict[str, float]:
-    """Mean fidelity over a bench, and the input's PSNR for comparison."""
-    rows, inputs = [], []
-    pairs = list(islice(BENCHES[name](folder), limit))
-    for lq, gt in track(pairs, name):
-        restored = to_levels(restorer.restore(lq, options).image.pixels, 8)
-        rows.append(fidelity(restored.astype(np.uint8), gt))
-        inputs.append(fidelity(lq, gt).psnr)
-    means = {f: float(np.mean([getattr(row, f) for row in rows])) for f in Fidelity.__annotations__}
-    return {"input_psnr": float(np.mean(inputs)), **means, "pictures": len(rows)}
-
-
-def measure_labels(bundle: str, folder: Path, limit: int | None) -> dict[str, Any]:
-    """Share of right degradation labels on held-out photos, in all and by label."""
-    embedder = build_embedder(load_bundle(bundle))
-    right: dict[str, list[bool]] = {label: [] for label in embedder.labels}
-    pictures = list(islice(held_out_labels(folder), limit and limit * len(embedder.labels)))
-    for label, picture in track(pictures, "labels"):
-        right[label].append(embedder.embed_image(to_float(picture)).degradation == label)
-    by_label = {label: float(np.mean(hits)) for label, hits in right.items() if hits}
-    hits = [hit for label in right.values() for hit in label]
-    return {"accuracy": float(np.mean(hits)), "pictures": len(hits), **by_label}
+Measurement = Callable[[], dict[str, Any]]
 
 
 def measure_language(bundle: str, captioned: Path) -> dict[str, float]:
@@ -88,6 +60,25 @@ def measure_language(bundle: str, captioned: Path) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {arguments.seeds}.")
+    torch.manual_seed(0)
+    try:
+        judges = Judges.find(arguments.lpips_backbone, arguments.inception)
+    except BundleError as error:
+        parser.error(str(error))
+    results = _earlier(arguments.out, arguments.bundle)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for name, measure in _measurements(arguments, judges):
+        _put_down(results, name, measure(), arguments.out)
+    print(
+        f"written to {arguments.out}; `python -m training.table {arguments.out}` makes tables of it"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with bench/ and captioned/"
@@ -99,42 +90,87 @@ def main() -> None:
     parser.add_argument(
         "--setting", choices=tuple(SETTINGS), action="append", help="bench in this setting only"
     )
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    results = _earlier(arguments.out, arguments.bundle)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, measure in _measurements(arguments).items():
-        results[name] = measure()
-        text = "  ".join(f"{key} {value:.4g}" for key, value in results[name].items())
-        print(f"{name}: {text}", flush=True)
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(
-        f"written to {arguments.out}; `python -m training.table {arguments.out}` makes tables of it"
+    parser.add_argument("--seeds", type=int, default=1, help="samples of each picture: seeds 0…N−1")
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="the paper's ablations, conditions withheld and captions replaced; alone unless --only names more",
     )
+    parser.add_argument(
+        "--lpips-backbone", type=Path, help=f"{ALEXNET}, for LPIPS; else PyTorch's cache is tried"
+    )
+    parser.add_argument(
+        "--inception", type=Path, help=f"{INCEPTION}, for FID; else PyTorch's cache is tried"
+    )
+    return parser
 
 
-def _measurements(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What the arguments ask for: name → the function that measures it."""
+def _put_down(results: dict[str, Any], name: str, numbers: dict[str, Any], out: Path) -> None:
+    """A finished measurement joins the results, the screen and the JSON: every one passes here."""
+    results[name] = numbers
+    text = "  ".join(
+        f"{key} not computed" if value is None else f"{key} {value:.4g}"
+        for key, value in numbers.items()
+        if value is None or isinstance(value, float | int)
+    )
+    print(f"{name}: {text}", flush=True)
+    out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _measurements(
+    arguments: argparse.Namespace, judges: Judges
+) -> Iterator[tuple[str, Measurement]]:
+    """What the arguments ask for: names, and the functions that measure them."""
     bundle, limit = arguments.bundle, arguments.limit
     restorer, bench = Restorer.load(bundle), arguments.data / "bench"
     captioned = arguments.data / "captioned"
-    photo = next(BENCHES["CBSD68 σ=50"](bench))[0]
-    benches: dict[str, Callable[[], Any]] = {
-        f"{name}, {setting}": partial(
-            measure_bench, restorer, bench, name, SETTINGS[setting], limit
+    only = arguments.only or _default_parts(arguments)
+
+    def on_bench(
+        name: str, restorer: Restorer, options: RestoreOptions, title: str
+    ) -> tuple[str, Measurement]:
+        pairs = partial(_pairs, bench, name, limit)
+        return title, lambda: measure_bench(
+            restorer, pairs(), options, judges, title=title, seeds=arguments.seeds
         )
-        for setting in arguments.setting or SETTINGS
-        for name in BENCHES
-    }
-    others: dict[str, Callable[[], Any]] = {
+
+    if "bench" in only:
+        for setting in arguments.setting or SETTINGS:
+            for name in (*BENCHES, *UNCLIPPED):
+                yield on_bench(name, restorer, SETTINGS[setting], f"{name}, {setting}")
+    if "synthetic" in only:
+        for setting in arguments.setting or ["one-step"]:
+            for name in SYNTHETIC:
+                yield on_bench(name, restorer, SETTINGS[setting], f"{name}, {setting}")
+    if arguments.ablate:
+        restorers = ablated_restorers(load_bundle(bundle))
+        for name in ABLATED:
+            for variant, other in restorers.items():
+                options = VARIANTS[variant].options
+                yield on_bench(name, other, options, f"{name}, ablation: {variant}")
+    photo = next(BENCHES["CBSD68 σ=50"](bench))[0]
+    others: dict[str, Measurement] = {
         "labels": partial(measure_labels, bundle, bench, limit),
         "language": partial(measure_language, bundle, captioned),
+        "alignment": partial(measure_alignment, bundle, captioned, limit),
         "consistency": partial(measure_consistency, restorer, bench, bundle),
         "speed": partial(measure_speed, restorer, bundle, photo),
     }
-    only = arguments.only or (["bench"] if arguments.setting else PARTS)
-    chosen = benches if "bench" in only else {}
-    return chosen | {name: measure for name, measure in others.items() if name in only}
+    yield from ((name, measure) for name, measure in others.items() if name in only)
+
+
+def _default_parts(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Without ``--only``: the benches where a setting is named, nothing else beside an ablation, else all."""
+    if arguments.setting:
+        return ("bench",)
+    return () if arguments.ablate else PARTS
+
+
+def _pairs(folder: Path, name: str, limit: int | None) -> list[Pair | FloatPair]:
+    """The first ``limit`` pictures of a bench."""
+    readers: dict[str, Callable[[Path], Iterator[Pair | FloatPair]]]
+    readers = {**BENCHES, **UNCLIPPED, **SYNTHETIC}
+    return list(islice(readers[name](folder), limit))
 
 
 def _earlier(file: Path, bundle: str) -> dict[str, Any]:

@@ -12,9 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.unit.training.test_training import scene
+from tests.small import CAPTIONS
+from tests.unit.training.pictures import scene
 from training import evaluate, table
-from training.benches import noisy_copy
+from training.ablation import ABLATED, VARIANTS
+from training.alignment import measure_alignment
+from training.benches import SYNTHETIC, noisy_copy
 from training.consistency import measure_consistency
 from vlmir.degradations import LABELS
 from vlmir.pipeline import Restorer
@@ -52,7 +55,8 @@ def test_parts_are_measured_one_by_one_and_kept(
 ) -> None:
     out = tmp_path / "new" / "evaluation.json"
     first = measured(monkeypatch, data, small_bundle_folder, out, "--setting one-step --limit 1")
-    assert len(first) == 5 and first["about"]["release"] == "small-1"
+    assert len(first) == 6 and first["about"]["release"] == "small-1"
+    assert "CBSD68 σ=50 float, one-step" in first
     rain = first["Rain100H, one-step"]
     assert rain["pictures"] == 1 and 5 < rain["input_psnr"] < 25
     both = measured(monkeypatch, data, small_bundle_folder, out, "--only labels --limit 1")
@@ -60,6 +64,76 @@ def test_parts_are_measured_one_by_one_and_kept(
     shares = both["labels"]
     assert shares["accuracy"] == pytest.approx(np.mean([shares[k] for k in LABELS]))
     assert shares["pictures"] == len(LABELS)
+    confusion = shares["confusion"]
+    assert all(sum(confusion[label].values()) == 1 for label in LABELS)
+    assert shares["accuracy"] == sum(confusion[k][k] for k in LABELS) / len(LABELS)
+
+
+def test_synthetic_sets_are_measured_in_one_step_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, data: Path, small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "evaluation.json"
+    arguments = "--only synthetic --limit 1"
+    results = measured(monkeypatch, data, small_bundle_folder, out, arguments)
+    assert set(results) == {"about", *(f"{name}, one-step" for name in SYNTHETIC)}
+
+
+def test_ablation_is_measured_alone_and_shown_in_the_papers_tables(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    small_bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, report = tmp_path / "evaluation.json", tmp_path / "RESULTS.md"
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path))
+    results = measured(monkeypatch, data, small_bundle_folder, out, "--ablate --limit 1")
+    names = {f"{bench}, ablation: {variant}" for bench in ABLATED for variant in VARIANTS}
+    assert set(results) == {"about", *names}
+    assert all(results[name]["lpips"] is None for name in names)
+    assert "lpips not computed" in capsys.readouterr().out
+    report.write_text(README)
+    monkeypatch.setattr(sys, "argv", ["table", str(out), "--tables", str(report)])
+    table.main()
+    assert "Table 3" in report.read_text() and "not computed" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [("--seeds 0", "--seeds must be at least 1"), ("--lpips-backbone nowhere.pth", "nowhere.pth")],
+)
+def test_wrong_arguments_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    small_bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        measured(monkeypatch, data, small_bundle_folder, tmp_path / "e.json", arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_captions_are_compared_before_and_after_stage_1(
+    small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    names = [f"{number}.png" for number in range(4)]
+    for number, name in enumerate(names):
+        cv2.imwrite(str(tmp_path / "images" / name), scene(number, 64, 64))
+    captions = {name: CAPTIONS[: 1 + number % 3] for number, name in enumerate(names)}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": names[:1], "val": [], "test": names[1:]})
+    )
+    found = measure_alignment(str(small_bundle_folder), tmp_path, None)
+    assert found["pictures"] == 3
+    # LoRA starts as the identity: without training nothing changes.
+    assert found["after"] == pytest.approx(found["before"], abs=1e-4)
+    assert -1 <= found["before_other"] <= 1 and len(found["per_picture"]["after"]) == 3
+    assert measure_alignment(str(small_bundle_folder), tmp_path, 2)["pictures"] == 2
 
 
 def test_results_of_other_weights_are_not_kept(
@@ -97,8 +171,9 @@ def test_tables_go_into_the_readme_and_the_bundle(
     assert text.endswith("\n<!-- /numbers -->\nafter\n") and "old" not in text
     psnr = results["Rain100H, one-step"]["psnr"]
     assert f"| Rain100H, rain (2) | {results['Rain100H, one-step']['input_psnr']:.2f} dB |" in text
-    assert f"{psnr:.2f} dB / " in text and "| – | – |" in text
+    assert f" {psnr:.2f} ± " in text and "| – | – |" in text
     stored = json.loads((bundle / "bundle.json").read_text())["metrics"]
+    assert "per_picture" in results["Rain100H, one-step"] and "per_picture" not in str(stored)
     assert stored["Rain100H, one-step"]["psnr"] == psnr and "float32" in stored["machine"]
     assert "Rain100H" in capsys.readouterr().out
 
