@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from training.loop import load_checkpoint, save_checkpoint
+from training.checkpoints import load_checkpoint, save_checkpoint
 
 __all__ = ["fingerprint", "kept"]
 
@@ -45,7 +45,7 @@ def _pieces(part: object) -> Iterator[bytes]:
     elif isinstance(part, nn.Module):
         for name, tensor in part.state_dict().items():
             yield name.encode()
-            yield from _pieces(tensor.detach().numpy())
+            yield from _pieces(tensor.detach().cpu().numpy())
     elif isinstance(part, bytes):
         yield part
     elif isinstance(part, list | tuple):

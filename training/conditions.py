@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.cache import fingerprint
+from training.captions import CaptionCache
 from training.pool import Pool
 from training.views import to_tensor
 from vlmir.config import Preset
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.embedder import ClipEmbedder
-from vlmir.vlm.preprocess import content_view
 
 __all__ = ["PoolConditions", "embed_pool", "no_conditions"]
 
@@ -48,20 +50,20 @@ def embed_pool(
     Later runs with the same pictures and networks read the result from ``folder``.
     """
     networks = (captioner.model, captioner.config.beams, embedder.network, embedder.labels)
-    file = folder / f"pool-{fingerprint(pool.digest, len(pool), networks)}.safetensors"
+    file = folder / f"conditions-{fingerprint(pool.digest, len(pool), networks)}.safetensors"
     if file.is_file():
         return PoolConditions(**load_file(file))
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(pool), BATCH):
-        pictures = [to_tensor(pool.lq(i)) for i in range(start, min(start + BATCH, len(pool)))]
-        size = captioner.config.image_size
-        captions = captioner.caption_batch(torch.cat([content_view(p, size) for p in pictures]))
+    readers = [partial(pool.lq, i) for i in range(len(pool))]
+    captions = CaptionCache(folder, captioner)(readers, "the pool")
+    rows: list[tuple[Tensor, Tensor]] = []
+    for start in track(range(0, len(pool), BATCH), "embedding the pool"):
+        pictures = [to_tensor(read()) for read in readers[start : start + BATCH]]
         views = torch.cat([embedder.views(p[0].permute(1, 2, 0).numpy()) for p in pictures])
         f_I, f_D, _ = embedder.embed_views(views)
-        rows.append((f_I, f_D, embedder.embed_captions(captions)))
-        if start % (BATCH * 20) == 0:
-            print(f"embedding the pool {start}/{len(pool)}  {captions[0]!r}", flush=True)
-    f_I, f_D, f_T = (torch.cat(parts).clone() for parts in zip(*rows, strict=True))
+        rows.append((f_I, f_D))
+    f_I, f_D = (torch.cat(parts).clone() for parts in zip(*rows, strict=True))
+    starts = range(0, len(captions), BATCH)
+    f_T = torch.cat([embedder.embed_captions(captions[s : s + BATCH]) for s in starts]).clone()
     numbers = torch.tensor([embedder.labels.index(entry.label) for entry in pool.entries])
     prototypes = torch.stack([f_D[numbers == k].mean(0) for k in range(len(embedder.labels))])
     tensors = {"f_I": f_I, "f_D": f_D, "f_T": f_T, "prototypes": prototypes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,43 +10,18 @@ import torch
 from torch import Tensor
 
 from training.conditions import PoolConditions
-from training.pool import Pool, degrade_bytes
+from training.config import StageTwoConfig
+from training.pool import Bytes, Pool, degrade_bytes
 
 __all__ = ["CropLoader", "Crops"]
 
-MIX: Mapping[str, float] = {
-    "noisy": 0.38,
-    "rainy": 0.20,
-    "hazy": 0.18,
-    "raindrop": 0.05,
-    "motion-blurry": 0.03,
-    "jpeg-compressed": 0.03,
-    "low-light": 0.035,
-    "shadowed": 0.03,
-    "snowy": 0.03,
-    "uncompleted": 0.03,
-    "clean": 0.05,
-}
-"""Share of each label in a batch: the paper's tasks first."""
-
-REAL_SHARE = 0.5
-"""Share of real pairs among the crops of a label that has some …"""
-REAL_HAZE_SHARE = 0.65
-"""… and of haze, whose real pairs are many."""
-
-NULL_SHARE = 0.1
-"""How often each condition is withheld, so that restoring without it works."""
-
-PROTOTYPE_SHARE = 0.15
-"""How often f_D is the label's prototype, so that naming the damage by hand works."""
-
-MISJUDGED_SHARE = 0.5
-"""How often a clean crop comes with another picture's f_D, so that a photo judged wrongly is left as it is."""
+_UPRIGHT = ("rainy", "hazy", "snowy", "raindrop")
+"""Labels whose look depends on which way is down."""
 
 
 @dataclass
 class Crops:
-    """B crops: lq and gt B×3×S×S (0…1), conditions B×D with a B mask of the withheld ones each."""
+    """B crops: lq and gt B×3×S×S (0…1), conditions B×D, which are withheld, draws of time and noise."""
 
     lq: Tensor
     gt: Tensor
@@ -55,68 +30,132 @@ class Crops:
     f_D: Tensor
     withheld: Tensor
     """3×B, bool: text, image, degradation."""
+    t: Tensor
+    """B time indices in 1…T, int64."""
+    noise: Tensor
+    """Standard normal, B×3×S×S."""
 
 
 class CropLoader:
-    """Draws batches; batch ``step`` is a function of the seed and ``step`` alone, so resuming is exact."""
+    """Draws batches.
+
+    Each crop is a function of the seed, the step and its place in the batch alone: resuming is exact, and workers that
+    share a batch see together what one would see alone.
+    """
 
     def __init__(
         self,
         pool: Pool,
         conditions: PoolConditions,
         labels: tuple[str, ...],
-        seed: int,
+        config: StageTwoConfig,
         *,
+        T: int,
+        seed: int = 0,
         blind: bool = False,
     ) -> None:
-        self._pool, self._conditions, self._seed = pool, conditions, seed
-        self._null_share = 1.0 if blind else NULL_SHARE
-        self._labels = labels
-        synthetic: dict[str, list[int]] = {label: [] for label in labels}
-        real: dict[str, list[int]] = {label: [] for label in labels}
-        for i, entry in enumerate(pool.entries):
-            (real if pool.is_real(entry) else synthetic)[entry.label].append(i)
-        self._synthetic, self._real = synthetic, real
-        self._shares = np.array([MIX[label] for label in labels]) / sum(MIX.values())
+        """Prepare to draw.
+
+        Args:
+            pool: Degraded and clean pictures.
+            conditions: What the embedder says of each.
+            labels: The preset's labels, in the order of the prototypes.
+            config: Shares of labels, real pairs and conditions.
+            T: Number of time steps.
+            seed: Of all draws.
+            blind: Withhold every condition.
+
+        Raises:
+            ValueError: A label with a share has no pictures in the pool.
+        """
+        self._pool, self._conditions, self._config = pool, conditions, config
+        self._labels, self._T, self._seed = labels, T, seed
+        self._null_share = 1.0 if blind else config.null_share
+        self._synthetic: dict[str, list[int]] = {label: [] for label in labels}
+        self._real: dict[str, list[int]] = {label: [] for label in labels}
+        for i in pool.training:
+            entry = pool.entries[i]
+            (self._real if pool.is_real(entry) else self._synthetic)[entry.label].append(i)
+        shares = np.array([config.mix.get(label, 0.0) for label in labels])
+        for label, share in zip(labels, shares, strict=True):
+            if share and not (self._real[label] or self._synthetic[label]):
+                raise ValueError(f"The pool has no {label} pictures, but the mix asks for them.")
+        self._shares = shares / shares.sum()
 
     @property
     def prototypes(self) -> Tensor:
         """Typical f_D of each label, K×D."""
         return self._conditions.prototypes
 
-    def __call__(self, step: int, batch: int, size: int) -> Crops:
-        """``batch`` crops of ``size``×``size`` pixels."""
-        rng = np.random.default_rng([self._seed, step])
-        chosen = rng.choice(len(self._labels), batch, p=self._shares)
-        entries = [self._entry(self._labels[k], rng) for k in chosen]
-        pairs = [self._crop(i, size, rng) for i in entries]
-        index = torch.tensor(entries)
-        f_D = self._conditions.f_D[self._judged(entries, rng)]
-        named = torch.from_numpy(rng.random(batch) < PROTOTYPE_SHARE)
-        prototypes = self.prototypes[torch.from_numpy(chosen)]
+    def __call__(self, step: int, size: int, places: Iterable[int]) -> Crops:
+        """The crops of ``size``×``size`` pixels at these places of a step's batch."""
+        return _stacked(
+            [self._one(np.random.default_rng([self._seed, step, p]), size) for p in places]
+        )
+
+    def held_out(self, size: int, count: int = 4) -> dict[str, Crops]:
+        """For each label up to ``count`` middles of pictures that are kept from training, with their own conditions."""
+        found: dict[str, list[int]] = {}
+        for i in self._pool.held_out:
+            entry = self._pool.entries[i]
+            if min(entry.height, entry.width) >= size:
+                found.setdefault(entry.label, []).append(i)
+        return {
+            label: _stacked([self._middle(i, size) for i in places[:count]])
+            for label, places in sorted(found.items())
+        }
+
+    def _middle(self, i: int, size: int) -> Crops:
+        entry = self._pool.entries[i]
+        top, left = (entry.height - size) // 2, (entry.width - size) // 2
+        window = np.s_[top : top + size, left : left + size]
+        noise = np.random.default_rng(i).standard_normal((1, 3, size, size), dtype=np.float32)
         return Crops(
-            lq=_stack([lq for lq, _ in pairs]),
-            gt=_stack([gt for _, gt in pairs]),
-            f_T=self._conditions.f_T[index],
-            f_I=self._conditions.f_I[index],
-            f_D=torch.where(named[:, None], prototypes, f_D),
-            withheld=torch.from_numpy(rng.random((3, batch)) < self._null_share),
+            lq=_tensor(self._pool.lq(i)[window]),
+            gt=_tensor(self._pool.gt(i)[window]),
+            f_T=self._conditions.f_T[i][None],
+            f_I=self._conditions.f_I[i][None],
+            f_D=self._conditions.f_D[i][None],
+            withheld=torch.full((3, 1), self._null_share == 1),
+            t=torch.tensor([self._T]),
+            noise=torch.from_numpy(noise),
+        )
+
+    def _one(self, rng: np.random.Generator, size: int) -> Crops:
+        """A batch of one."""
+        config = self._config
+        number = int(rng.choice(len(self._labels), p=self._shares))
+        i = self._entry(self._labels[number], rng)
+        lq, gt = self._crop(i, size, rng)
+        f_D = self._conditions.f_D[self._judged(i, rng)]
+        if rng.random() < config.prototype_share:
+            f_D = self.prototypes[number]
+        t = int(rng.integers(1, self._T + 1))
+        return Crops(
+            lq=_tensor(lq),
+            gt=_tensor(gt),
+            f_T=self._conditions.f_T[i][None],
+            f_I=self._conditions.f_I[i][None],
+            f_D=f_D[None],
+            withheld=torch.from_numpy(rng.random((3, 1)) < self._null_share),
+            t=torch.tensor([self._T if rng.random() < config.at_T else t]),
+            noise=torch.from_numpy(rng.standard_normal((1, 3, size, size), dtype=np.float32)),
         )
 
     def _entry(self, label: str, rng: np.random.Generator) -> int:
-        share = REAL_HAZE_SHARE if label == "hazy" else REAL_SHARE
-        real = self._real[label] and rng.random() < share
-        places = self._real[label] if real else self._synthetic[label]
-        return int(places[rng.integers(len(places))])
+        real, synthetic = self._real[label], self._synthetic[label]
+        share = self._config.real.get(label, self._config.real_share)
+        places = real if real and (rng.random() < share or not synthetic) else synthetic
+        return places[rng.integers(len(places))]
 
-    def _judged(self, entries: list[int], rng: np.random.Generator) -> Tensor:
-        """For each entry the one whose f_D it comes with: its own, but for some clean ones."""
-        clean = np.array([self._pool.entries[i].label == "clean" for i in entries])
-        wrong = clean & (rng.random(len(entries)) < MISJUDGED_SHARE)
-        others = rng.integers(len(self._pool), size=len(entries))
-        return torch.from_numpy(np.where(wrong, others, entries))
+    def _judged(self, i: int, rng: np.random.Generator) -> int:
+        """The entry whose f_D an entry comes with: its own, but for some clean ones."""
+        wrong = (
+            self._pool.entries[i].label == "clean" and rng.random() < self._config.misjudged_share
+        )
+        return int(rng.integers(len(self._pool))) if wrong else i
 
-    def _crop(self, i: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _crop(self, i: int, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
         """One crop of LQ and GT, mirrored and turned alike."""
         lq, gt = self._pool.lq(i), self._pool.gt(i)
         top, left = (int(rng.integers(0, n - size + 1)) for n in lq.shape[:2])
@@ -137,10 +176,20 @@ class CropLoader:
         return lq, gt
 
 
-_UPRIGHT = ("rainy", "hazy", "snowy", "raindrop")
-"""Labels whose look depends on which way is down."""
+def _tensor(crop: Bytes) -> Tensor:
+    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None].float() / 255
 
 
-def _stack(crops: list[np.ndarray]) -> Tensor:
-    stacked = torch.from_numpy(np.stack([crop.transpose(2, 0, 1) for crop in crops]))
-    return (stacked.float() / 255).contiguous(memory_format=torch.channels_last)
+def _stacked(crops: list[Crops]) -> Crops:
+    """Batches of one as one batch; pictures channels-last."""
+
+    def joined(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([getattr(crop, name) for crop in crops], dim=dim)
+
+    pictures = {
+        name: joined(name).contiguous(memory_format=torch.channels_last)
+        for name in ("lq", "gt", "noise")
+    }
+    vectors = {name: joined(name) for name in ("f_T", "f_I", "f_D", "t")}
+    return Crops(**pictures, **vectors, withheld=joined("withheld", dim=1))

@@ -1,19 +1,24 @@
-"""Join what the stages made into a bundle: ``python -m training.export --release tiny-1 OUT``."""
+"""Join what the stages made into a bundle: ``python -m training.export --release tiny-1 OUT``.
+
+Measure it (:mod:`training.evaluate`), put the numbers into it (:mod:`training.table`), then register and promote it
+(:mod:`training.register`, :mod:`training.promote`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from training.loop import load_checkpoint
-from training.views import load_pretrained
-from vlmir.config import load_preset
+from training.checkpoints import Checkpoints
+from training.config import CONFIGS, load_config
+from training.pretrained import load_embedder
+from vlmir.config import Preset, load_preset
+from vlmir.errors import VlmirError
 from vlmir.nn import UNet
 from vlmir.parts import save_bundle
-from vlmir.vlm.clip import DegradationCLIP
 
 __all__ = ["export", "main"]
 
@@ -21,7 +26,8 @@ __all__ = ["export", "main"]
 def export(
     out: Path,
     *,
-    pretrained: Path,
+    preset: Preset,
+    pretrained: Path | None,
     stage1: Path,
     stage2: Path,
     release: str,
@@ -34,14 +40,11 @@ def export(
         FileNotFoundError: A checkpoint is missing.
         ValueError: Stage 2 has seen no conditions yet.
     """
-    preset = load_preset("tiny")
-    parts = load_pretrained(preset, pretrained)
-    network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
-    network.load_state_dict(_checkpoint(stage1 / "embedder.pt")["model"])
-    sampler = _checkpoint(stage2 / "sampler.pt")
-    if "prototypes" not in sampler or not sampler["prototypes"].any():
+    parts, embedder = load_embedder(preset, pretrained, stage1)
+    sampler = Checkpoints(stage2 / "sampler").require("training.stage2")
+    if not sampler["prototypes"].any():
         raise ValueError(f"{stage2} was trained blind; go on with training.stage2 without --blind.")
-    network.prototypes.copy_(sampler["prototypes"])
+    embedder.network.prototypes.copy_(sampler["prototypes"])
     unet = UNet(preset.sampler.unet)
     unet.load_state_dict(sampler["ema"])
     save_bundle(
@@ -50,35 +53,41 @@ def export(
         release=release,
         blip=parts.captioner.model,
         tokenizer=parts.words,
-        embedder=network,
+        embedder=embedder.network,
         unet=unet,
         metrics={},
     )
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    state = load_checkpoint(path)
-    if state is None:
-        raise FileNotFoundError(f"{path} is missing: run its training first.")
-    return state
-
-
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export", description="Join what the stages made into a bundle."
+    )
     parser.add_argument("out", type=Path, help="folder of the new bundle")
-    parser.add_argument("--pretrained", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--preset", choices=CONFIGS, default="tiny")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the config it was trained by")
+    parser.add_argument("--pretrained", type=Path, help="as for the stages")
     parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"))
     parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"))
     parser.add_argument("--release", required=True, help="name and version of these weights")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    export(
-        arguments.out,
-        pretrained=arguments.pretrained,
-        stage1=arguments.stage1,
-        stage2=arguments.stage2,
-        release=arguments.release,
+    preset = load_preset(load_config(arguments.config or arguments.preset).preset)
+    try:
+        export(
+            arguments.out,
+            preset=preset,
+            pretrained=arguments.pretrained,
+            stage1=arguments.stage1,
+            stage2=arguments.stage2,
+            release=arguments.release,
+        )
+    except (VlmirError, FileNotFoundError, ValueError) as error:
+        print(f"training.export: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{arguments.out}: {arguments.release}; measure it with training.evaluate, then register it"
     )
 
 

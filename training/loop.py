@@ -1,124 +1,195 @@
-"""What every training loop shares: the learning-rate curve, checkpoints that resume, and a progress log."""
+"""The training loop that every stage shares; a stage is a :class:`Task`.
+
+Everything random in a step is a function of the seed and the step's number: batches, noise, dropout. So a run that was
+killed and resumed takes the same steps to the last bit, and there is no state of a generator or a loader to save.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import os
+import sys
 import time
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Log",
-    "adamw",
-    "cosine_rate",
-    "load_checkpoint",
-    "mixed_precision",
-    "resume",
-    "save_checkpoint",
-    "save_progress",
-]
+from training.checkpoints import Checkpoints
+from training.compute import Compute
+from training.config import LoopConfig
+from training.log import Log
+from training.stop import Stop
+from training.tracking import UNTRACKED, Tracker
+from training.workers import ALONE, Workers
+from vlmir.errors import OptionError
+
+__all__ = ["Run", "Task", "adamw", "cosine_rate", "fit", "set_rate"]
 
 
-def adamw(
-    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
-    *,
-    rate: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), never fused.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how a stage runs."""
 
-    PyTorch 2.14's fused CPU kernel walks weight and gradient in memory order: a channels-last weight whose gradient is
-    laid out otherwise gets the updates of other elements, and training crawls without an error.
+    out: Path
+    """Folder of its checkpoints and of its log."""
+    resume: bool = False
+    """Whether to go on from the checkpoints there."""
+    seed: int = 0
+    """Of everything random."""
+    compute: Compute = field(default_factory=Compute)
+    workers: Workers = ALONE
+    tracker: Tracker = UNTRACKED
+
+
+class Task(nn.Module, ABC):
+    """What one stage trains. Its ``forward`` takes a batch to losses; ``loss`` among them is the one minimised."""
+
+    name: str
+    """Of its checkpoints and reports."""
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """What is trained and saved; parameters that need no gradient stay as they are."""
+
+    @abstractmethod
+    def draw(self, step: int) -> Any:
+        """This worker's part of a step's batch, on the CPU; a function of the step alone."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch: 0-d tensors by name."""
+
+    def after_step(self, step: int) -> None:
+        """Called when the model has been updated."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What belongs into a checkpoint beside model and optimizer."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back from a checkpoint."""
+
+    def validate(self, step: int, tracker: Tracker) -> dict[str, float]:
+        """Numbers on held-out data after ``step`` steps; pictures go to the tracker."""
+        return {}
+
+
+def fit(task: Task, config: LoopConfig, run: Run) -> None:
+    """Train a task: from its checkpoint where there is one, to the end or until the process is asked to stop.
+
+    Raises:
+        OptionError: The folder holds a run and ``run.resume`` is off.
+        SystemExit: SIGTERM (status 0) or Ctrl-C (130) came; the state after the last step is saved.
     """
-    return torch.optim.AdamW(
-        parameters, lr=rate, betas=betas, weight_decay=weight_decay, fused=False
-    )
+    workers = run.workers
+    checkpoints = Checkpoints(run.out / task.name)
+    optimizer = adamw(task.model, config)
+    start = _restore(task, optimizer, checkpoints, resume=run.resume)
+    if start >= config.steps:
+        return
+    module = workers.parallel(task)
+    log = Log(run, task.name, config, start)
+    task.train()
+    with Stop() as stop:
+        for step, batch in _prefetched(task, range(start, config.steps), log):
+            set_rate(optimizer, cosine_rate(step, config))
+            torch.manual_seed((run.seed << 40) + (step << 8) + workers.rank)
+            losses = module(run.compute.moved(batch))
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(_trained(task.model), config.clip)
+            optimizer.step()
+            task.after_step(step)
+            done = step + 1
+            log.add(losses, norm)
+            if done % config.log_every == 0:
+                log.report(done)
+            if config.validate_every and done % config.validate_every == 0 and workers.rank == 0:
+                log.numbers(done, task.validate(done, run.tracker))
+            stopping = workers.any(stop.signal is not None)
+            if done % config.save_every == 0 or done == config.steps or stopping:
+                _save(task, optimizer, checkpoints, done, workers)
+            if stopping and done < config.steps:
+                print(f"stopped after step {done}; --resume goes on from there", flush=True)
+                sys.exit(stop.status)
+    log.end()
 
 
-def mixed_precision() -> torch.autocast:
-    """bfloat16 autocast where the processor multiplies in it; float32 elsewhere.
+def cosine_rate(step: int, config: LoopConfig, floor: float = 0.01) -> float:
+    """Learning rate at ``step``: linear warm-up to the peak, then a half cosine down to ``floor`` times the peak."""
+    if step < config.warmup:
+        return config.rate * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return config.rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
-    Emulated bfloat16 is no saving: a step of stage 2 took 18 s instead of 0.9 s on a processor with AVX2 alone.
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of parameters this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def adamw(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) for the parameters that need a gradient; gains and biases are not decayed.
+
+    Never fused: PyTorch 2.14's fused CPU kernel walks weight and gradient in memory order: a channels-last weight whose
+    gradient is laid out otherwise gets the updates of other elements, and training crawls without an error.
     """
-    able = torch.cpu.get_capabilities()
-    bf16 = any(able.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    trained = _trained(model)
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    first, second = config.betas
+    return torch.optim.AdamW(groups, lr=config.rate, betas=(first, second), fused=False)
 
 
-def cosine_rate(step: int, *, total: int, warmup: int, peak: float, floor: float = 0.01) -> float:
-    """Learning rate at ``step``: linear warm-up to ``peak``, then a half cosine down to ``floor * peak``."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors, numbers, strings, nested containers) so that a crash leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+def _prefetched(task: Task, steps: Iterable[int], log: Log) -> Iterator[tuple[int, Any]]:
+    """(Step, batch) one after the other; while one is computed the next is drawn by a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = None
+        for step in steps:
+            began = time.monotonic()
+            batch = task.draw(step) if upcoming is None else upcoming.result()
+            log.waited(time.monotonic() - began)
+            upcoming = thread.submit(task.draw, step + 1)
+            yield step, batch
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state that :func:`save_checkpoint` wrote, or None where there is no file. Nothing is unpickled."""
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def save_progress(
-    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any
+def _save(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    step: int,
+    workers: Workers,
 ) -> None:
-    """Save a loop's state after ``step`` steps, so that :func:`resume` goes on from there."""
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(path, state | more)
+    if workers.rank == 0:
+        state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoints.save(step, state | task.extra_state())
 
 
-def resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Any]]:
-    """Load what :func:`save_progress` wrote into model and optimizer.
-
-    Returns:
-        The steps done, and the whole state; 0 and nothing where there is no file.
-    """
-    state = load_checkpoint(path)
+def _restore(
+    task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, *, resume: bool
+) -> int:
+    """Load the latest checkpoint; returns the steps done."""
+    state = checkpoints.latest()
     if state is None:
-        return 0, {}
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state
-
-
-class Log:
-    """Prints one line per report, with the time left, and appends it to ``metrics.jsonl``."""
-
-    def __init__(self, folder: Path, name: str, total: int, *, start: int = 0) -> None:
-        """``total`` steps are to be done, ``start`` of them are done already."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "metrics.jsonl"
-        self._name, self._total, self._start = name, total, start
-        self._began = time.monotonic()
-
-    def __call__(self, step: int, **values: float) -> None:
-        """Report ``values`` after ``step`` steps."""
-        spent = time.monotonic() - self._began
-        done = max(1, step - self._start)
-        left = spent / done * (self._total - step)
-        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        print(
-            f"{self._name} {step}/{self._total}  {text}  {spent:.0f} s, {left:.0f} s left",
-            flush=True,
+        return 0
+    if not resume:
+        raise OptionError(
+            f"{checkpoints.folder} holds a run of {state['step']} steps: go on with --resume, or name another --out."
         )
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self._name, "step": step, **values}) + "\n")
+    task.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    task.load_extra_state(state)
+    return int(state["step"])

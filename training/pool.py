@@ -48,6 +48,10 @@ RECIPE: dict[str, tuple[int, float, float]] = {
 """Label → (degraded copies of each photo, least and greatest strength)."""
 
 
+HELD_OUT = 50
+"""One photo (and one real pair) of so many is kept from training."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One degraded picture."""
@@ -85,6 +89,10 @@ class Pool:
             kept = np.random.default_rng(0).permutation(len(self.entries))[:limit]
             self.entries = [self.entries[i] for i in sorted(kept)]
         self._pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
+        self.training = [i for i, entry in enumerate(self.entries) if not _held_out(entry)]
+        """Entries to train on."""
+        self.held_out = [i for i, entry in enumerate(self.entries) if _held_out(entry)]
+        """Entries of other photos, to validate with; none where there are few photos."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -104,6 +112,11 @@ class Pool:
     def _view(self, offset: int, entry: Entry) -> Bytes:
         size = entry.height * entry.width * 3
         return self._pixels[offset : offset + size].reshape(entry.height, entry.width, 3)
+
+
+def _held_out(entry: Entry) -> bool:
+    """Whether an entry is of one of the few photos that are kept from training, whatever its damage."""
+    return entry.photo % HELD_OUT == HELD_OUT - 1
 
 
 def read_folder(folder: Path) -> list[Bytes]:

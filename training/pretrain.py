@@ -1,15 +1,15 @@
-"""Pretrain ``tiny``'s CLIP and BLIP on captioned photos: ``python -m training.pretrain --data FOLDER``.
+"""Pretrain ``tiny``'s CLIP and BLIP on captioned photos: ``python -m training.pretrain --data captioned/``.
 
 ``base`` starts from public CLIP and BLIP weights instead and needs no pretraining. The folder holds ``captions.json``
 (file name → list of captions), ``split.json`` (``train``, ``val``, ``test`` → file names) and ``images/``. With
-``--init BUNDLE`` both start from that bundle's weights and words; a part with no steps is kept as it is.
+``--init BUNDLE`` both start from that bundle's weights and words.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.captioned import CaptionedPhotos
-from training.loop import Log, adamw, cosine_rate, mixed_precision, resume, save_progress
-from training.views import load_pretrained
-from vlmir.config import Preset, load_preset
+from training.command import Stage, add_common, run_stage
+from training.data import find_data
+from training.loop import Run, Task, fit
+from training.pretrained import load_pretrained
+from vlmir.config import Preset
+from vlmir.errors import OptionError
 from vlmir.vlm.captioner import build_blip
 from vlmir.vlm.clip import build_clip
 from vlmir.vlm.preprocess import content_view, normalize
 from vlmir.vlm.tokenizer import PAD_ID, CaptionTokenizer
 
-__all__ = ["main", "train_blip", "train_clip"]
-
-BATCH = 256
-LEARNING_RATE = 1e-3
-WEIGHT_DECAY = 0.1
-PATCH_DROPOUT = 0.5
-"""Half of the patches are hidden while CLIP trains: twice as fast, and less over-fitting (FLIP, Li et al. 2023)."""
+__all__ = ["BlipTask", "CaptionBatch", "ClipTask", "contrastive_loss", "main", "work"]
 
 
 def augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
@@ -53,129 +50,130 @@ def contrastive_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tens
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_clip(
-    preset: Preset,
-    data: CaptionedPhotos,
-    tokenizer: CaptionTokenizer,
-    out: Path,
-    *,
-    steps: int,
-    clip: Any | None = None,
-) -> None:
-    """Train CLIP contrastively, from random weights or those of ``clip``, into ``out/clip.pt``; resumes from it."""
-    config = preset.embedder.clip
-    clip = (clip or build_clip(config)).requires_grad_(True)
-    from open_clip.transformer import PatchDropout
+@dataclass
+class CaptionBatch:
+    """B photos, B×3×S×S (0…1), and the ids of a caption of each, B×L."""
 
-    clip.visual.patch_dropout = PatchDropout(PATCH_DROPOUT)
-    ids = tokenizer(data.flat_captions, config.text_cfg.context_length)
+    images: Tensor
+    ids: Tensor
 
-    def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = augment(data.batch(indices), generator)
-        views = normalize(content_view(images, config.vision_cfg.image_size))
-        texts = ids[data.pick_caption(indices, generator)]
-        image_features, text_features = clip.encode_image(views), clip.encode_text(texts)
+
+class _CaptionTask(Task):
+    """What both have in common: photos with one of their captions."""
+
+    def __init__(
+        self, model: Any, data: CaptionedPhotos, ids: Tensor, *, size: int, batch: int, run: Run
+    ) -> None:
+        super().__init__()
+        self._network = model.requires_grad_(True).to(run.compute.device)
+        self._data, self._ids, self._size = data, ids, size
+        self._batch, self._run = batch, run
+
+    @property
+    def model(self) -> nn.Module:
+        """CLIP or BLIP."""
+        network: nn.Module = self._network
+        return network
+
+    def draw(self, step: int) -> CaptionBatch:
+        """This worker's photos of a step, cropped and mirrored."""
+        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        train = self._data.train
+        indices = train[torch.randint(len(train), (self._batch,), generator=generator)]
+        images = augment(self._data.batch(indices), generator)
+        ids = self._ids[self._data.pick_caption(indices, generator)]
+        places = list(self._run.workers.share(self._batch))
+        views = normalize(content_view(images[places], self._size))
+        return CaptionBatch(views, ids[places])
+
+
+class ClipTask(_CaptionTask):
+    """CLIP, contrastively (Radford et al. 2021)."""
+
+    name = "clip"
+
+    def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
+        """The symmetric cross-entropy over the whole batch's similarities."""
+        clip, gathered = self._network, self._run.workers.gathered
+        # On CPUs twice as fast as flash attention for 50 tokens.
+        with sdpa_kernel(SDPBackend.MATH), self._run.compute.autocast():
+            images, texts = clip.encode_image(batch.images), clip.encode_text(batch.ids)
         scale = clip.logit_scale.exp().clamp(max=100)
-        return contrastive_loss(image_features.float(), text_features.float(), scale)
-
-    _train("clip", clip, loss, data, out, steps)
+        return {"loss": contrastive_loss(gathered(images.float()), gathered(texts.float()), scale)}
 
 
-def train_blip(
-    preset: Preset,
-    data: CaptionedPhotos,
-    tokenizer: CaptionTokenizer,
-    out: Path,
-    *,
-    steps: int,
-    blip: Any | None = None,
-) -> None:
-    """Train BLIP's captioning loss, from random weights or those of ``blip``, into ``out/blip.pt``; resumes from it."""
-    config = preset.captioner
-    blip = (blip or build_blip(config, tokenizer.vocab_size)).requires_grad_(True)
-    ids = tokenizer(data.flat_captions, config.max_tokens)
+class BlipTask(_CaptionTask):
+    """BLIP's captioning loss (Li et al. 2022)."""
 
-    def loss(indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = augment(data.batch(indices), generator)
-        views = normalize(content_view(images, config.image_size))
-        texts = ids[data.pick_caption(indices, generator)]
-        texts = texts[:, : int((texts != PAD_ID).sum(1).max())]
-        labels = texts.masked_fill(texts == PAD_ID, -100)
-        result = blip(
-            pixel_values=views, input_ids=texts, attention_mask=texts != PAD_ID, labels=labels
-        )
-        value: Tensor = result.loss
-        return value
+    name = "blip"
 
-    _train("blip", blip, loss, data, out, steps)
-
-
-def _train(
-    name: str,
-    model: Any,
-    loss_of: Callable[[Tensor, torch.Generator], Tensor],
-    data: CaptionedPhotos,
-    out: Path,
-    steps: int,
-) -> None:
-    """The loop of both models: AdamW, cosine, mixed precision, a checkpoint every 100 steps."""
-    file = out / f"{name}.pt"
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decay, "weight_decay": WEIGHT_DECAY},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    optimizer = adamw(groups, rate=LEARNING_RATE, betas=(0.9, 0.98))
-    start, _ = resume(file, model, optimizer)
-    log = Log(out, name, steps, start=start)
-    model.train()
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step, total=steps, warmup=50, peak=LEARNING_RATE)
-        indices = data.train[torch.randint(len(data.train), (BATCH,), generator=generator)]
-        with sdpa_kernel(SDPBackend.MATH):  # on CPUs, twice as fast as flash for 50 tokens
-            with mixed_precision():
-                loss = loss_of(indices, generator)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 25 == 0:
-            log(step + 1, loss=loss.item())
-        if (step + 1) % 100 == 0 and step + 1 < steps:
-            save_progress(file, step + 1, model, optimizer)
-    save_progress(file, max(start, steps), model, optimizer)
+    def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
+        """The cross-entropy of the next word."""
+        ids = batch.ids[:, : int((batch.ids != PAD_ID).sum(1).max())]
+        labels = ids.masked_fill(ids == PAD_ID, -100)
+        with sdpa_kernel(SDPBackend.MATH), self._run.compute.autocast():
+            result = self._network(
+                pixel_values=batch.images,
+                input_ids=ids,
+                attention_mask=ids != PAD_ID,
+                labels=labels,
+            )
+        return {"loss": result.loss}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True, help="folder of captioned photos")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/pretrain"), help="where checkpoints go"
+    parser = argparse.ArgumentParser(
+        prog="python -m training.pretrain",
+        description="Train tiny's CLIP and BLIP on captioned photos.",
     )
+    add_common(parser, out=Path("runs/pretrain"))
     parser.add_argument("--init", type=Path, help="bundle whose CLIP and BLIP are trained further")
-    parser.add_argument("--clip-steps", type=int, default=500)
-    parser.add_argument("--blip-steps", type=int, default=500)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    preset = load_preset("tiny")
-    data = CaptionedPhotos(arguments.data)
-    words = arguments.out / "tokenizer.json"
-    clip = blip = None
-    if arguments.init is not None:
-        start = load_pretrained(preset, arguments.init)
-        clip, blip = start.clip, start.captioner.model
+    run_stage(parser.parse_args(), "pretrain")
+
+
+def work(arguments: argparse.Namespace, stage: Stage) -> None:
+    """Train both as the command line says."""
+    from open_clip.transformer import PatchDropout
+
+    preset, config, run = stage.preset, stage.config.pretrain, stage.run
+    if config is None:
+        raise OptionError(
+            f"{preset.name} starts from public weights; there is nothing to pretrain."
+        )
+    data = CaptionedPhotos(find_data(arguments.data).one_captioned())
+    words = run.out / "tokenizer.json"
+    with run.workers.first_alone():
+        clip, blip = _begin(preset, data, arguments.init, words)
+    tokenizer = CaptionTokenizer(words)
+    sizes = preset.embedder.clip
+    ids = tokenizer(data.flat_captions, sizes.text_cfg.context_length)
+    image = sizes.vision_cfg.image_size
+    clip = clip or build_clip(sizes)
+    clip.visual.patch_dropout = PatchDropout(config.patch_dropout)
+    clip_task = ClipTask(clip, data, ids, size=image, batch=config.clip.batch, run=run)
+    fit(clip_task, config.clip, run)
+    words_of = preset.captioner
+    ids = tokenizer(data.flat_captions, words_of.max_tokens)
+    blip = blip or build_blip(words_of, tokenizer.vocab_size)
+    image = words_of.image_size
+    fit(BlipTask(blip, data, ids, size=image, batch=config.blip.batch, run=run), config.blip, run)
+
+
+def _begin(
+    preset: Preset, data: CaptionedPhotos, init: Path | None, words: Path
+) -> tuple[Any | None, Any | None]:
+    """Lay out the tokenizer; CLIP and BLIP of the bundle to go on from, or None."""
+    if init is not None:
+        start = load_pretrained(preset, init)
+        assert start.words is not None
         words.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(start.words, words)
-    elif not words.is_file():
+        return start.clip, start.captioner.model
+    if not words.is_file():
         vocabulary = preset.embedder.clip.text_cfg.vocab_size
         CaptionTokenizer.train([*data.train_captions, *preset.labels], vocabulary, words)
-    tokenizer = CaptionTokenizer(words)
-    train_clip(preset, data, tokenizer, arguments.out, steps=arguments.clip_steps, clip=clip)
-    train_blip(preset, data, tokenizer, arguments.out, steps=arguments.blip_steps, blip=blip)
+    return None, None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 1, the embedder: ``python -m training.stage1 --photos FOLDER --captioned FOLDER --pretrained runs/pretrain``.
+"""Stage 1, the embedder: ``python -m training.stage1 --data photos/ pairs/ captioned/``.
 
 Trains the degradation controller and the LoRA caption encoder against the frozen CLIP (paper, section 3.2, eq. 3)::
 
@@ -12,8 +12,9 @@ human, so they are true of the content.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,184 +22,180 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.cache import fingerprint
-from training.loop import Log, adamw, cosine_rate, mixed_precision, resume, save_progress
-from training.pool import build_pool, read_folder, read_pairs
+from training.checkpoints import Checkpoints
+from training.command import Stage, add_common, run_stage
+from training.data import find_data
+from training.loop import Run, Task, fit
+from training.pool import Pool
 from training.pretrain import contrastive_loss
-from training.views import (
-    DamageData,
-    StageOneData,
-    load_pretrained,
-    prepare_damage,
-    prepare_stage1,
-)
-from vlmir.bundle import load_bundle
-from vlmir.config import load_preset
-from vlmir.parts import fill_embedder
-from vlmir.vlm.clip import DegradationCLIP, encode_tower
+from training.pretrained import load_pretrained, new_embedder
+from training.views import DamageData, StageOneData, prepare_damage, prepare_stage1
+from vlmir.errors import OptionError
+from vlmir.vlm.clip import DegradationCLIP, DetailStem, encode_tower
 
-__all__ = ["main", "train", "train_stem"]
-
-ALPHA = 0.5
-BATCH = 48
-STEM_BATCH = 48
-STEM_RATE = 1e-3
-LEARNING_RATE = 6e-4
-"""The paper's 3e-5 is for 300 epochs from LAION weights; ``tiny`` makes two orders of magnitude fewer steps."""
+__all__ = ["JointTask", "StemTask", "main", "work"]
 
 
-def stage1_loss(network: DegradationCLIP, batch: StageOneData) -> tuple[Tensor, Tensor, Tensor]:
-    """The three terms of eq. 3 on a batch whose first pictures are captioned photos."""
-    views = batch.normalised_views()
-    half = batch.captioned
-    f_D, control = network.controller(views)
-    kept = [hidden[:half] for hidden in control]
-    f_I = encode_tower(network.clip.visual, views[:half, :3], kept)
-    scale = network.logit_scale.exp().clamp(max=100)
-    content = contrastive_loss(f_I.float(), batch.f_GT[:half], scale)
-    degradation = F.cross_entropy(network.degradation_logits(f_D.float()), batch.labels)
-    f_T = network.encode_caption(batch.lq_ids).float()
-    caption = (1 - F.cosine_similarity(f_T, batch.f_GT)).mean()
-    return content, degradation, caption
+class StemTask(Task):
+    """First phase: the controller's convolutional path alone learns to tell the labels apart; then it is frozen."""
 
+    name = "stem"
 
-def train_stem(
-    network: DegradationCLIP, read: Callable[[], DamageData], out: Path, steps: int
-) -> None:
-    """First phase: the controller's convolutional path alone learns to tell the labels apart; then it is frozen.
+    def __init__(self, network: DegradationCLIP, data: DamageData, batch: int, run: Run) -> None:
+        super().__init__()
+        stem = network.controller.stem
+        assert stem is not None
+        self.stem: DetailStem = stem.to(run.compute.device).to(memory_format=torch.channels_last)
+        self._head = [network.to(run.compute.device)]  # in a list: not a part of what is trained
+        self._data, self._batch, self._run = data, batch, run
 
-    A checkpoint every 100 steps; resumes from ``out/stem.pt``. The pictures are read only where there is a step to do.
-    """
-    stem = network.controller.stem
-    if stem is None:
-        return
-    stem.train().to(memory_format=torch.channels_last)
-    optimizer = adamw(stem.parameters(), rate=STEM_RATE, weight_decay=0.05)
-    file = out / "stem.pt"
-    start, _ = resume(file, stem, optimizer)
-    if start >= steps:
-        return
-    data = read()
-    log = Log(out, "stem", steps, start=start)
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step, total=steps, warmup=50, peak=STEM_RATE)
-        batch = data.draw(STEM_BATCH, generator)
+    @property
+    def model(self) -> nn.Module:
+        """The convolutional path."""
+        return self.stem
+
+    def draw(self, step: int) -> DamageData:
+        """This worker's pictures of a step."""
+        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        places = self._run.workers.share(self._batch)
+        return self._data.draw(self._batch, generator).part(places)
+
+    def forward(self, batch: DamageData) -> dict[str, Tensor]:
+        """The classification of f_D, and how many were right."""
         views = batch.normalised_views().contiguous(memory_format=torch.channels_last)
-        with mixed_precision():
-            f_D = stem(views)
-        logits = network.degradation_logits(f_D.float())
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.02)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            right = (logits.argmax(1) == batch.labels).float().mean()
-            log(step + 1, degradation=loss.item(), accuracy=right.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            save_progress(file, step + 1, stem, optimizer)
+        with self._run.compute.autocast():
+            f_D = self.stem(views)
+        logits = self._head[0].degradation_logits(f_D.float())
+        right = (logits.argmax(1) == batch.labels).float().mean()
+        return {
+            "loss": F.cross_entropy(logits, batch.labels, label_smoothing=0.02),
+            "accuracy": right,
+        }
 
 
-def _resume_joint(file: Path, network: DegradationCLIP, optimizer: torch.optim.Optimizer) -> int:
-    """The steps that the joint phase has done, its state loaded.
+class JointTask(Task):
+    """Second phase: controller and caption encoder together.
 
-    Raises:
-        ValueError: It was begun on another convolutional path than the network has now.
+    The convolutional path stays as the first phase left it: on these fewer pictures it would learn them by heart.
     """
-    stem = network.controller.stem
-    before = fingerprint(stem)
-    start, _ = resume(file, network, optimizer)
-    if fingerprint(stem) != before:
-        raise ValueError(
-            f"{file} was begun on another convolutional path; delete it, and the joint phase starts anew."
-        )
-    return start
 
+    name = "embedder"
 
-def train(network: DegradationCLIP, data: StageOneData, out: Path, steps: int) -> None:
-    """Second phase, joint: AdamW, cosine, mixed precision; a checkpoint every 50 steps.
+    def __init__(
+        self, network: DegradationCLIP, data: StageOneData, *, batch: int, alpha: float, run: Run
+    ) -> None:
+        super().__init__()
+        if network.controller.stem is not None:
+            network.controller.stem.requires_grad_(False)
+        self.network = network.to(run.compute.device)
+        self._data, self._batch, self._alpha, self._run = data, batch, alpha, run
+        self._stem = fingerprint(network.controller.stem) if network.controller.stem else ""
 
-    It resumes from ``out/embedder.pt``. The convolutional path stays as the first phase left it: on these fewer
-    pictures it would learn them by heart.
-    """
-    stem = network.controller.stem
-    if stem is not None:
-        stem.requires_grad_(False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = adamw(parameters, rate=LEARNING_RATE, weight_decay=0.02)
-    file = out / "embedder.pt"
-    start = _resume_joint(file, network, optimizer)
-    log = Log(out, "stage1", steps, start=start)
-    network.train()
-    if stem is not None:
-        stem.eval()
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step, total=steps, warmup=20, peak=LEARNING_RATE)
-        batch = data.draw(BATCH, generator)
-        with sdpa_kernel(SDPBackend.MATH):
-            with mixed_precision():
-                content, degradation, caption = stage1_loss(network, batch)
-            loss = content + degradation + ALPHA * caption
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if (step + 1) % 10 == 0:
-            log(
-                step + 1,
-                content=content.item(),
-                degradation=degradation.item(),
-                caption=caption.item(),
+    @property
+    def model(self) -> nn.Module:
+        """The whole embedder; its CLIP needs no gradient."""
+        return self.network
+
+    def train(self, mode: bool = True) -> JointTask:
+        """Everything but the frozen path goes into training mode."""
+        super().train(mode)
+        if self.network.controller.stem is not None:
+            self.network.controller.stem.eval()
+        return self
+
+    def draw(self, step: int) -> StageOneData:
+        """This worker's pictures of a step."""
+        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        places = self._run.workers.share(self._batch)
+        return self._data.draw(self._batch, generator).part(places)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Which convolutional path this phase was begun on."""
+        return {"stem": self._stem}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on upon another path.
+
+        Raises:
+            OptionError: The first phase has gone on since.
+        """
+        if state["stem"] != self._stem:
+            raise OptionError(
+                f"The joint phase in {self._run.out} was begun on another convolutional path; delete its folder "
+                f"{self.name!r}, and it starts anew."
             )
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            save_progress(file, step + 1, network, optimizer)
+
+    def forward(self, batch: StageOneData) -> dict[str, Tensor]:
+        """The three terms of eq. 3 on a batch whose first pictures are captioned photos, and their sum."""
+        network, gathered, half = self.network, self._run.workers.gathered, batch.captioned
+        views = batch.normalised_views()
+        # The plain formula: on CPUs it takes less time than flash attention for so few tokens.
+        with sdpa_kernel(SDPBackend.MATH), self._run.compute.autocast():
+            f_D, control = network.controller(views)
+            kept = [hidden[:half] for hidden in control]
+            f_I = encode_tower(network.clip.visual, views[:half, :3], kept).float()
+            f_T = network.encode_caption(batch.lq_ids).float()
+        scale = network.logit_scale.exp().clamp(max=100)
+        content = contrastive_loss(gathered(f_I), gathered(batch.f_GT[:half]), scale)
+        degradation = F.cross_entropy(network.degradation_logits(f_D.float()), batch.labels)
+        caption = (1 - F.cosine_similarity(f_T, batch.f_GT)).mean()
+        return {
+            "loss": content + degradation + self._alpha * caption,
+            "content": content,
+            "degradation": degradation,
+            "caption": caption,
+        }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--photos", type=Path, required=True, help="folder of clean photos")
-    parser.add_argument("--pairs", type=Path, help="folder of real pairs, <label>/{LQ,GT}")
-    parser.add_argument("--captioned", type=Path, required=True, help="folder of captioned photos")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.stage1",
+        description="Train the embedder: degradation controller and LoRA caption encoder.",
+    )
+    add_common(parser, out=Path("runs/stage1"))
     parser.add_argument(
         "--pretrained",
         type=Path,
-        default=Path("runs/pretrain"),
-        help="what training.pretrain made, or a bundle",
-    )
-    parser.add_argument("--pool", type=Path, default=Path("runs/pool"), help="made if not there")
-    parser.add_argument("--out", type=Path, default=Path("runs/stage1"))
-    parser.add_argument("--stem-steps", type=int, default=900, help="steps of the first phase")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads; the machine's number if not given"
+        help="CLIP and BLIP: training.pretrain's folder or a bundle (default: runs/pretrain, or the public weights)",
     )
     parser.add_argument("--init", type=Path, help="bundle whose embedder is trained further")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    preset = load_preset("tiny")
-    pairs = list(read_pairs(arguments.pairs)) if arguments.pairs else []
-    pool = build_pool(arguments.pool, read_folder(arguments.photos), pairs)
+    run_stage(parser.parse_args(), "stage1")
+
+
+def work(arguments: argparse.Namespace, stage: Stage) -> None:
+    """Train the embedder as the command line says."""
+    preset, config, run = stage.preset, stage.config.stage1, stage.run
+    folders = find_data(arguments.data)
+    captioned = folders.one_captioned()
+    with run.workers.first_alone():
+        pool = folders.pool(arguments.pool)
+        run.tracker.tag("data.digest", pool.digest)
     parts = load_pretrained(preset, arguments.init or arguments.pretrained)
-    network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
-    length = preset.embedder.clip.text_cfg.context_length
-    network.set_labels(parts.tokenizer(preset.labels, length))
-    if arguments.init is not None:
-        fill_embedder(network, load_bundle(arguments.init))
-    out: Path = arguments.out
-    # Not kept in a variable: it takes more memory than the joint phase has to spare.
-    train_stem(
-        network,
-        lambda: prepare_damage(preset, pool, arguments.captioned, out),
-        out,
-        arguments.stem_steps,
-    )
-    data = prepare_stage1(preset, parts, pool, arguments.captioned, out)
-    train(network, data, out, arguments.steps)
+    network = new_embedder(preset, parts, arguments.init)
+    if network.controller.stem is not None and config.stem.steps:
+        # Prepared in a scope of its own: its pictures take more memory than the joint phase has to spare.
+        train_stem(network, arguments, stage)
+    with run.workers.first_alone():
+        data = prepare_stage1(preset, parts, pool, captioned, arguments.pool)
+    joint = config.joint
+    task = JointTask(network, data, batch=joint.batch, alpha=config.alpha, run=run)
+    fit(task, joint, run)
+
+
+def train_stem(network: DegradationCLIP, arguments: argparse.Namespace, stage: Stage) -> None:
+    """The first phase, on pictures of its own; they are read only where there is a step to do."""
+    config, run = stage.config.stage1.stem, stage.run
+    captioned = find_data(arguments.data).one_captioned()
+    done = Checkpoints(run.out / StemTask.name).latest()
+    if run.resume and done is not None and done["step"] >= config.steps:
+        stem = network.controller.stem
+        assert stem is not None
+        stem.load_state_dict(done["model"])
+        return
+    with run.workers.first_alone():
+        data = prepare_damage(stage.preset, Pool(arguments.pool), captioned, arguments.pool)
+    fit(StemTask(network, data, config.batch, run), config, run)
 
 
 if __name__ == "__main__":

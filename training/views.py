@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,21 +16,15 @@ from torch import Tensor
 
 from training.cache import fingerprint, kept
 from training.captioned import CaptionedPhotos
-from training.loop import load_checkpoint
+from training.captions import CaptionCache
 from training.pool import Bytes, Pool, degrade_bytes
-from vlmir.bundle import load_bundle
+from training.pretrained import Pretrained
 from vlmir.config import Preset
-from vlmir.parts import build_captioner, build_frozen_clip
-from vlmir.vlm.captioner import BlipCaptioner, build_blip
-from vlmir.vlm.clip import build_clip
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
-from vlmir.vlm.tokenizer import CaptionTokenizer
 
 __all__ = [
     "DamageData",
-    "Pretrained",
     "StageOneData",
-    "load_pretrained",
     "prepare_damage",
     "prepare_stage1",
     "to_tensor",
@@ -54,41 +49,6 @@ REAL_SHARE = 0.4
 """Share of real pairs among the pictures of a label that has some."""
 
 
-class Pretrained(NamedTuple):
-    """The parts that pretraining made."""
-
-    clip: Any
-    captioner: BlipCaptioner
-    tokenizer: CaptionTokenizer
-    words: Path
-    """The tokenizer's file."""
-
-
-def load_pretrained(preset: Preset, folder: Path) -> Pretrained:
-    """CLIP, BLIP and tokenizer: of :mod:`training.pretrain`'s folder, or of a bundle's.
-
-    Raises:
-        FileNotFoundError: The folder is neither.
-    """
-    if (folder / "bundle.json").is_file():
-        bundle = load_bundle(folder)
-        words = bundle.file("captioner", "tokenizer.json")
-        tokenizer = CaptionTokenizer(words)
-        captioner = BlipCaptioner(preset.captioner, build_captioner(bundle).model, tokenizer)
-        return Pretrained(build_frozen_clip(bundle).eval(), captioner, tokenizer, words)
-    words = folder / "tokenizer.json"
-    tokenizer = CaptionTokenizer(words)
-    clip = build_clip(preset.embedder.clip)
-    blip = build_blip(preset.captioner, tokenizer.vocab_size)
-    for name, model in (("clip", clip), ("blip", blip)):
-        state = load_checkpoint(folder / f"{name}.pt")
-        if state is None:
-            raise FileNotFoundError(f"{folder / name}.pt is missing: run training.pretrain first.")
-        model.load_state_dict(state["model"])
-    captioner = BlipCaptioner(preset.captioner, blip, tokenizer)
-    return Pretrained(clip.eval(), captioner, tokenizer, words)
-
-
 @dataclass
 class DamageData:
     """N degraded pictures with their labels, for the first phase."""
@@ -102,6 +62,11 @@ class DamageData:
         """A random batch, mirrored at random; hard labels have more pictures, so they come more often."""
         index = torch.randint(len(self.labels), (count,), generator=generator)
         return DamageData(_mirrored(self.views[index], generator), self.labels[index])
+
+    def part(self, places: range) -> DamageData:
+        """The pictures at these places of a batch."""
+        index = list(places)
+        return DamageData(self.views[index], self.labels[index])
 
     def normalised_views(self) -> Tensor:
         """The views as the network reads them."""
@@ -127,6 +92,15 @@ class StageOneData(DamageData):
         views = _mirrored(self.views[index], generator)
         return StageOneData(views, self.labels[index], self.lq_ids[index], self.f_GT[index], half)
 
+    def part(self, places: range) -> StageOneData:
+        """The pictures at these places of a batch; captioned photos still come first."""
+        index = list(places)
+        captioned = sum(place < self.captioned for place in places)
+        views, labels, lq_ids, f_GT = (
+            part[index] for part in (self.views, self.labels, self.lq_ids, self.f_GT)
+        )
+        return StageOneData(views, labels, lq_ids, f_GT, captioned)
+
 
 def _mirrored(views: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(len(views), generator=generator) < 0.5
@@ -141,11 +115,10 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
 
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
     """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
-    size = preset.embedder.clip.vision_cfg.image_size
     counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
-    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), size, counts)
+    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), _how_seen(preset), counts)
     file = folder / f"damage-{made_of}.pt"
-    return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned), size)))
+    return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned))))
 
 
 def prepare_stage1(
@@ -155,11 +128,13 @@ def prepare_stage1(
 
     Later runs with the same inputs read them from ``folder``.
     """
-    networks = (parts.clip, parts.captioner.model, preset.captioner.beams)
+    networks = (parts.clip, parts.captioner.model, preset.captioner.beams, _how_seen(preset))
     counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), networks, counts)
     file = folder / f"data-{made_of}.pt"
-    state = kept(file, lambda: _prepare(preset, parts, pool, CaptionedPhotos(captioned)))
+    captions = CaptionCache(folder, parts.captioner)
+    photos = CaptionedPhotos(captioned)
+    state = kept(file, lambda: _prepare(preset, parts, pool, photos, captions))
     return StageOneData(**state)
 
 
@@ -168,7 +143,7 @@ def _words_of(captioned: Path) -> tuple[bytes, bytes]:
     return (captioned / "captions.json").read_bytes(), (captioned / "split.json").read_bytes()
 
 
-def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos, size: int) -> dict[str, Any]:
+def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     views, labels = [], []
     for number, label in enumerate(preset.labels):
@@ -176,7 +151,7 @@ def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos, size: int) -> d
         small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
         degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
         cut = (lq for lq, _ in _pictures(pool, label, DAMAGE_PER_LABEL * times, rng))
-        new = [_both_views(to_tensor(lq), size) for lq in chain(degraded, cut)]
+        new = [_view(preset, lq) for lq in chain(degraded, cut)]
         views += new
         labels += [number] * len(new)
         print(f"degrading for the first phase: {label}, {len(new)} pictures", flush=True)
@@ -184,32 +159,32 @@ def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos, size: int) -> d
 
 
 def _prepare(
-    preset: Preset, parts: Pretrained, pool: Pool, photos: CaptionedPhotos
+    preset: Preset,
+    parts: Pretrained,
+    pool: Pool,
+    photos: CaptionedPhotos,
+    captions: CaptionCache,
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    config = preset.embedder.clip
-    size = config.vision_cfg.image_size
-    views, small, labels, gt_captions = [], [], [], []
+    views, lq_small, gt_small, labels, gt_captions = [], list[Bytes](), list[Bytes](), [], []
 
-    def add(pixels: Tensor, label: int) -> None:
-        views.append(_both_views(pixels, size))
-        small.append((content_view(pixels, preset.captioner.image_size) * 255).to(torch.uint8))
+    def add(lq: Bytes, label: int) -> None:
+        views.append(_view(preset, lq))
+        lq_small.append(_small(preset, lq))
         labels.append(label)
 
     chosen = rng.permutation(photos.train.numpy())[:CAPTIONED].tolist()
     for i in chosen:
         label = int(rng.integers(len(preset.labels)))
-        add(to_tensor(_damaged_photo(photos, i, preset.labels[label], rng)), label)
+        add(_damaged_photo(photos, i, preset.labels[label], rng), label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
-    clean_views: list[Tensor] = []
     for number, label_name in enumerate(preset.labels):
         for lq, gt in _pictures(pool, label_name, PER_LABEL * (1 + (label_name in HARD)), rng):
-            add(to_tensor(lq), number)
-            view = content_view(to_tensor(gt), preset.captioner.image_size)
-            clean_views.append((view * 255).to(torch.uint8))
-    gt_captions += caption_all(parts.captioner, clean_views)
-    lq_captions = caption_all(parts.captioner, small)
-    length = config.text_cfg.context_length
+            add(lq, number)
+            gt_small.append(_small(preset, gt))
+    gt_captions += captions(_readers(gt_small), "clean pictures")
+    lq_captions = captions(_readers(lq_small), "degraded pictures")
+    length = preset.embedder.clip.text_cfg.context_length
     with torch.inference_mode():
         ids = parts.tokenizer(gt_captions, length)
         f_GT = torch.cat([parts.clip.encode_text(part) for part in torch.split(ids, 256)])
@@ -222,10 +197,30 @@ def _prepare(
     }
 
 
-def _both_views(pixels: Tensor, size: int) -> Tensor:
-    """1×3×H×W, 0…1 → 1×6×S×S uint8: content view, then detail view."""
-    view = torch.cat([content_view(pixels, size), detail_view(pixels, size)], dim=1)
-    return (view * 255).round().to(torch.uint8)
+def _how_seen(preset: Preset) -> list[object]:
+    """What the views of a picture depend on."""
+    config = preset.embedder
+    return [config.clip.vision_cfg.image_size, config.resize, config.detail]
+
+
+def _view(preset: Preset, pixels: Bytes) -> Tensor:
+    """H×W×3 → 1×(3|6)×S×S uint8: content view, and detail view where the preset has one."""
+    config, picture = preset.embedder, to_tensor(pixels)
+    size = config.clip.vision_cfg.image_size
+    views = [content_view(picture, size, config.resize)]
+    if config.detail:
+        views.append(detail_view(picture, size))
+    return (torch.cat(views, dim=1) * 255).round().to(torch.uint8)
+
+
+def _small(preset: Preset, pixels: Bytes) -> Bytes:
+    """The captioner's view of a picture, S×S×3 uint8: all that a caption depends on."""
+    view = content_view(to_tensor(pixels), preset.captioner.image_size)[0].permute(1, 2, 0)
+    return np.asarray((view * 255).round().to(torch.uint8).numpy())
+
+
+def _readers(pictures: list[Bytes]) -> list[Callable[[], Bytes]]:
+    return [partial(np.asarray, picture) for picture in pictures]
 
 
 def _damaged_photo(photos: CaptionedPhotos, i: int, label: str, rng: np.random.Generator) -> Bytes:
@@ -239,8 +234,9 @@ def _pictures(
     pool: Pool, label: str, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[Bytes, Bytes]]:
     """(LQ, GT) pictures of one label: fresh damage on cuts of the clean photos, and cuts of real pairs."""
-    clean = [i for i, entry in enumerate(pool.entries) if entry.label == "clean"]
-    real = [i for i, e in enumerate(pool.entries) if e.label == label and pool.is_real(e)]
+    entries = [(i, pool.entries[i]) for i in pool.training]
+    clean = [i for i, entry in entries if entry.label == "clean"]
+    real = [i for i, entry in entries if entry.label == label and pool.is_real(entry)]
     for _ in range(count):
         if real and rng.random() < REAL_SHARE:
             i = int(rng.choice(real))
@@ -262,11 +258,3 @@ def _cut(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice
     starts = [int(rng.integers(n - size + 1)) for n, size in zip(shape, sizes, strict=False)]
     rows, columns = (slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
     return rows, columns
-
-
-def caption_all(captioner: BlipCaptioner, views: list[Tensor], batch: int = 128) -> list[str]:
-    """Captions of 1×3×S×S uint8 content views."""
-    captions: list[str] = []
-    for start in range(0, len(views), batch):
-        captions += captioner.caption_batch(torch.cat(views[start : start + batch]).float() / 255)
-    return captions

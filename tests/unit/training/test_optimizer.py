@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from training.config import LoopConfig
 from training.loop import adamw
 
 
@@ -11,7 +12,8 @@ def test_a_channels_last_weight_is_updated_against_its_gradient() -> None:
     torch.manual_seed(0)
     start = torch.randn(8, 4, 3, 3)
     gradient = torch.randn(8, 4, 3, 3)
-    weight = torch.nn.Parameter(start.contiguous(memory_format=torch.channels_last))
-    weight.grad = gradient
-    adamw([weight], rate=0.1).step()
-    assert torch.equal((weight.detach() - start).sign(), -gradient.sign())
+    model = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    model.load_state_dict({"weight": start, "bias": torch.zeros(8)})
+    model.weight.grad = gradient
+    adamw(model, LoopConfig(steps=1, batch=1, rate=0.1)).step()
+    assert torch.equal((model.weight.detach() - start).sign(), -gradient.sign())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,38 +10,33 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small import CAPTIONS, small_preset
+from tests.small import small_preset
+from tests.unit.training.pictures import scene
 from training.cache import fingerprint
-from training.captioned import CaptionedPhotos
-from training.conditions import PoolConditions, embed_pool, no_conditions
+from training.checkpoints import Checkpoints
+from training.compute import Compute
+from training.conditions import PoolConditions, no_conditions
+from training.config import load_config
 from training.crops import CropLoader
 from training.export import export
-from training.loop import cosine_rate, load_checkpoint, save_checkpoint
+from training.loop import Run, fit
 from training.pool import Pool, build_pool, read_pairs, transplant
-from training.pretrain import train_blip, train_clip
-from training.stage1 import train as train_stage1
-from training.stage1 import train_stem
-from training.stage2 import train as train_stage2
-from training.views import load_pretrained, prepare_damage, prepare_stage1
-from vlmir.bundle import load_bundle
+from training.stage2 import SamplerTask
 from vlmir.degradations import LABELS
-from vlmir.parts import build_embedder, build_frozen_clip, build_unet, fill_embedder
-from vlmir.vlm.clip import DegradationCLIP
-from vlmir.vlm.embedder import ClipEmbedder
-from vlmir.vlm.tokenizer import CaptionTokenizer
+from vlmir.errors import OptionError
+from vlmir.nn import UNet
 
 PRESET = small_preset()
+STAGE2 = load_config("tiny", ["stage2.size=32", "stage2.loop.batch=2", "stage2.phases=[]"]).stage2
+T = PRESET.sampler.schedule.T
 
 
-def scene(seed: int, height: int = 72, width: int = 96) -> np.ndarray:
-    """A synthetic photo: smooth colour with a few shapes."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(40, 220, (4, 5, 3), np.uint8)
-    picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    for _ in range(4):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
-        cv2.circle(picture, centre, int(rng.integers(4, 15)), rng.integers(0, 255, 3).tolist(), -1)
-    return picture
+def loader_of(
+    pool: Pool, conditions: PoolConditions | None = None, *, blind: bool = False, **changes: object
+) -> CropLoader:
+    config = replace(STAGE2, **changes)
+    conditions = conditions or no_conditions(pool, PRESET)
+    return CropLoader(pool, conditions, LABELS, config, T=T, blind=blind)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +45,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     lq = np.clip(gt.astype(np.int16) + 40, 0, 255).astype(np.uint8)
     folder = tmp_path_factory.mktemp("pool")
     return build_pool(folder, [scene(i) for i in range(2)], [("rainy", lq, gt)])
-
-
-@pytest.fixture(scope="module")
-def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("captioned")
-    (folder / "images").mkdir()
-    names = [f"{i}.png" for i in range(8)]
-    for i, name in enumerate(names):
-        cv2.imwrite(str(folder / "images" / name), scene(i, 64, 64))
-    captions = {name: CAPTIONS for name in names}
-    (folder / "captions.json").write_text(json.dumps(captions))
-    split = {"train": names[:5], "val": names[5:6], "test": names[6:]}
-    (folder / "split.json").write_text(json.dumps(split))
-    return folder
 
 
 @pytest.mark.parametrize("limit", [5, 20, 40])
@@ -122,21 +103,20 @@ def test_fingerprints_tell_inputs_apart() -> None:
     assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
 
 
-def test_the_first_phases_pictures_are_not_made_for_nothing(tmp_path: Path) -> None:
-    network = DegradationCLIP(PRESET.embedder, len(LABELS))
-    train_stem(network, lambda: pytest.fail("pictures were read"), tmp_path, 0)
-
-
 def test_a_blind_sampler_is_not_exported(
-    pool: Pool, small_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, small_bundle_folder: Path, tmp_path: Path
 ) -> None:
     stage2(pool, tmp_path / "two", 1)
-    network = DegradationCLIP(PRESET.embedder, len(LABELS))
-    save_checkpoint(tmp_path / "one" / "embedder.pt", {"model": network.state_dict()})
-    monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
-    folders = {"pretrained": small_bundle_folder, "stage1": tmp_path / "one"}
     with pytest.raises(ValueError, match="trained blind"):
-        export(tmp_path / "b", **folders, stage2=tmp_path / "two", release="b")
+        export(
+            tmp_path / "b",
+            preset=PRESET,
+            pretrained=None,
+            stage1=small_bundle_folder,
+            stage2=tmp_path / "two",
+            release="b",
+        )
+    assert not (tmp_path / "b").exists()
 
 
 def test_transplanted_rain_only_adds_the_pairs_streaks() -> None:
@@ -149,24 +129,51 @@ def test_transplanted_rain_only_adds_the_pairs_streaks() -> None:
 
 
 def test_batches_depend_on_the_step_alone(pool: Pool) -> None:
-    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0)
-    first, again, other = loader(3, 4, 32), loader(3, 4, 32), loader(4, 4, 32)
+    loader = loader_of(pool)
+    first, again, other = (loader(step, 32, range(4)) for step in (3, 3, 4))
     assert torch.equal(first.lq, again.lq) and torch.equal(first.withheld, again.withheld)
+    assert torch.equal(first.noise, again.noise) and torch.equal(first.t, again.t)
     assert not torch.equal(first.lq, other.lq)
-    assert first.lq.shape == first.gt.shape == (4, 3, 32, 32)
-    blind = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0, blind=True)
-    assert blind(0, 4, 32).withheld.all()
+    assert first.lq.shape == first.gt.shape == first.noise.shape == (4, 3, 32, 32)
+    assert loader_of(pool, blind=True)(0, 32, range(4)).withheld.all()
+
+
+def test_workers_see_together_what_one_sees(pool: Pool) -> None:
+    loader = loader_of(pool)
+    whole = loader(5, 32, range(4))
+    parts = [loader(5, 32, range(rank, 4, 2)) for rank in range(2)]
+    for rank, part in enumerate(parts):
+        for name, value in vars(part).items():
+            own = getattr(whole, name)
+            assert torch.equal(value, own[:, rank::2] if name == "withheld" else own[rank::2])
+
+
+def test_held_out_photos_are_never_trained_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.pool.HELD_OUT", 2)
+    part = Pool(pool.folder)
+    assert {part.entries[i].photo for i in part.held_out} == {1}
+    assert {part.entries[i].photo for i in part.training} == {0, 2}
+    crops = loader_of(part).held_out(64, count=1)
+    assert set(crops) == set(LABELS)
+    photo = scene(1)[4:68, 16:80].transpose(2, 0, 1) / np.float32(255)
+    assert all(np.allclose(c.gt[0], photo) and c.t[0] == T for c in crops.values())
+
+
+def test_a_mix_without_pictures_is_refused(pool: Pool) -> None:
+    part = Pool(pool.folder)
+    part.training = [i for i in part.training if part.entries[i].label != "snowy"]
+    with pytest.raises(ValueError, match="no snowy pictures"):
+        loader_of(part)
 
 
 def test_noise_is_fresh_at_every_draw_and_as_strong_as_the_pictures(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.crops.MIX", {label: label == "noisy" for label in LABELS})
     noisy = [entry for entry in pool.entries if entry.label == "noisy"]
     assert {entry.strength for entry in noisy} > {0.5}
-    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0)
+    loader = loader_of(pool, mix={"noisy": 1.0})
     monkeypatch.setattr(pool, "lq", pool.gt)  # whatever noise there is was made here
-    batches = [loader(step, 16, 64) for step in range(2)]
+    batches = [loader(step, 64, range(16)) for step in range(2)]
     first, other = ((crops.lq - crops.gt).std((1, 2, 3)) for crops in batches)
     assert first.min() > 10 / 255 and first.max() < 90 / 255  # less than sigma where it clips
     assert not torch.equal(first, other)
@@ -176,11 +183,11 @@ def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
     number = torch.arange(len(pool)).float()[:, None].expand(-1, 32)
     zeros = torch.zeros_like(number)
     conditions = PoolConditions(zeros, number, zeros, torch.full((len(LABELS), 32), -1.0))
-    loader = CropLoader(pool, conditions, PRESET.labels, seed=0)
+    loader = loader_of(pool, conditions)
     own = [pool.entries[int(i)].label == "clean" for i in range(len(pool))]
     right = wrong = 0
     for step in range(60):
-        crops = loader(step, 16, 32)
+        crops = loader(step, 32, range(16))
         untouched = (crops.lq == crops.gt).flatten(1).all(1)
         for i in torch.nonzero(untouched).flatten():
             judged = int(crops.f_D[i, 0])
@@ -189,103 +196,24 @@ def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
     assert right > 5 and wrong > 5
 
 
-def stage2(pool: Pool, out: Path, steps: int) -> dict[str, torch.Tensor]:
+def stage2(pool: Pool, out: Path, steps: int, **changes: object) -> dict[str, torch.Tensor]:
+    """Train the small sampler for a few steps; returns its weights."""
     torch.manual_seed(0)
-    loader = CropLoader(pool, no_conditions(pool, PRESET), PRESET.labels, seed=0, blind=True)
-    train_stage2(PRESET, loader, out, steps=steps, batch=2, size=32, compiled=False)
-    state = load_checkpoint(out / "sampler.pt")
+    config = replace(STAGE2.loop, steps=steps, warmup=0, validate_every=0)
+    run = Run(out=out, compute=Compute("fp32"))
+    task = SamplerTask(
+        PRESET,
+        replace(STAGE2, **changes),
+        loader_of(pool, blind=True),
+        run,
+        UNet(PRESET.sampler.unet),
+    )
+    fit(task, config, run)
+    state = Checkpoints(out / "sampler").latest()
     assert state is not None and state["step"] == steps
     return dict(state["model"])
 
 
-def test_stage2_resumes_to_the_last_bit(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.stage2.cosine_rate", lambda step, **_: 1e-3)
-    whole = stage2(pool, tmp_path / "whole", 6)
-    stage2(pool, tmp_path / "parts", 3)
-    resumed = stage2(pool, tmp_path / "parts", 6)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_all_stages_from_photos_to_a_bundle(
-    pool: Pool, captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("pretrain", "stage1"):
-        monkeypatch.setattr(f"training.{module}.BATCH", 4)
-    monkeypatch.setattr("training.stage1.STEM_BATCH", 4)
-    for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
-        monkeypatch.setattr(f"training.views.{size}", 2)
-    monkeypatch.setattr("training.views.CAPTIONED", 4)
-    torch.manual_seed(0)
-    photos = CaptionedPhotos(captioned)
-    pretrained, one, two = (tmp_path / name for name in ("pretrain", "stage1", "stage2"))
-    tokenizer = CaptionTokenizer.train(CAPTIONS, 200, pretrained / "tokenizer.json")
-    train_clip(PRESET, photos, tokenizer, pretrained, steps=2)
-    train_blip(PRESET, photos, tokenizer, pretrained, steps=2)
-    parts = load_pretrained(PRESET, pretrained)
-    network = DegradationCLIP(PRESET.embedder, len(LABELS), parts.clip)
-    network.set_labels(tokenizer(LABELS, 12))
-    train_stem(network, lambda: prepare_damage(PRESET, pool, captioned, one), one, 3)
-    stem = load_checkpoint(one / "stem.pt")
-    data = prepare_stage1(PRESET, parts, pool, captioned, one)
-    train_stage1(network, data, one, 2)
-    joined = load_checkpoint(one / "embedder.pt")
-    assert stem is not None and joined is not None
-    assert all(
-        torch.equal(joined["model"][f"controller.stem.{n}"], kept)
-        for n, kept in stem["model"].items()
-    )
-    embedder = ClipEmbedder(network, tokenizer, LABELS)
-    conditions = embed_pool(pool, parts.captioner, embedder, one)
-    assert conditions.f_T.shape == (len(pool), 32)
-    with torch.no_grad():
-        network.controller.stem.head[1].bias += 1
-    other = embed_pool(pool, parts.captioner, embedder, one)
-    assert not torch.allclose(other.f_D, conditions.f_D)  # not the other network's file
-    with torch.no_grad():
-        network.controller.stem.head[1].bias -= 1
-    loader = CropLoader(pool, conditions, LABELS, seed=0)
-    train_stage2(PRESET, loader, two, steps=2, batch=2, size=32, compiled=False)
-    monkeypatch.setattr("training.export.load_preset", lambda name: PRESET)
-    folders = {"pretrained": pretrained, "stage1": one, "stage2": two}
-    export(tmp_path / "bundle", **folders, release="test-1")
-    bundle = load_bundle(tmp_path / "bundle")
-    assert bundle.release == "test-1"
-    shipped = build_embedder(bundle).network.prototypes
-    assert torch.allclose(shipped, conditions.prototypes, rtol=1e-2, atol=1e-3)
-    again = DegradationCLIP(PRESET.embedder, len(LABELS), build_frozen_clip(bundle))
-    fill_embedder(again, bundle)
-    ids = tokenizer(CAPTIONS, 12)
-    taught, kept = (n.eval().encode_caption(ids) for n in (network, again))
-    assert torch.allclose(taught, kept, rtol=1e-2, atol=1e-2)
-
-
-def test_checkpoints_are_atomic_and_plain(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "state.pt"
-    assert load_checkpoint(file) is None
-    save_checkpoint(file, {"step": 3, "w": torch.ones(2)})
-    state = load_checkpoint(file)
-    assert state is not None and state["step"] == 3
-    assert [path.name for path in file.parent.iterdir()] == ["state.pt"]
-
-
-def test_learning_rate_rises_then_falls() -> None:
-    rates = [cosine_rate(step, total=100, warmup=10, peak=1.0) for step in range(101)]
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
-
-
-def test_training_goes_on_from_a_bundle(
-    pool: Pool, small_bundle_folder: Path, tmp_path: Path
-) -> None:
-    parts = load_pretrained(PRESET, small_bundle_folder)
-    assert parts.captioner.config == PRESET.captioner
-    loader = CropLoader(pool, no_conditions(pool, PRESET), LABELS, seed=0, blind=True)
-    sizes = {"steps": 1, "batch": 2, "size": 32, "compiled": False}
-    train_stage2(PRESET, loader, tmp_path, **sizes, init=small_bundle_folder)
-    state = load_checkpoint(tmp_path / "sampler.pt")
-    shipped = build_unet(load_bundle(small_bundle_folder)).state_dict()
-    assert state is not None
-    drift = [(state["model"][n] - shipped[n]).abs().max().item() for n in shipped]
-    assert 0 < max(drift) < 0.01
+def test_the_objective_must_be_the_presets(pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"'ml' makes a network predict 'noise'"):
+        stage2(pool, tmp_path, 1, objective="ml")

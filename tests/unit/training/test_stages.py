@@ -1,0 +1,183 @@
+"""The commands of all stages on a very small architecture, from folders of pictures to a bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small import small_preset
+from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
+from training import captions, export, pretrain, stage1, stage2
+from training.checkpoints import Checkpoints
+from training.pretrained import load_embedder
+from vlmir.bundle import load_bundle
+from vlmir.parts import build_embedder, build_unet
+from vlmir.vlm.clip import DegradationCLIP
+
+LOOP = "steps = 2\nbatch = 4\nrate = 1e-3\nlog_every = 1\nsave_every = 1\n"
+CONFIG = f"""
+preset = "PRESET"
+[pretrain.clip]
+{LOOP}
+[pretrain.blip]
+{LOOP}
+[stage1.stem]
+{LOOP}
+[stage1.joint]
+{LOOP}
+[stage2]
+objective = "x0"
+norm = "rms"
+size = 32
+at_T = 0.5
+phases = [{{ begin = 1, size = 48, batch = 2 }}]
+mix = {{ noisy = 1, rainy = 1, clean = 1 }}
+[stage2.loop]
+{LOOP}
+validate_every = 2
+"""
+
+
+class Workshop:
+    """Folders with pictures, a config, and a way to run a stage's command."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self._patch = folder, patch
+        for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
+            patch.setattr(f"training.views.{size}", 2)
+        patch.setattr("training.views.CAPTIONED", 4)
+        patch.setattr("training.pool.HELD_OUT", 3)
+        patch.chdir(folder)
+        write_photos(folder / "photos", 3)
+        write_pairs(folder / "pairs", "rainy", 1)
+        write_captioned(folder / "captioned", 8)
+        (folder / "small.json").write_text(json.dumps(small_preset().to_dict()))
+        self.config = folder / "small.toml"
+        self.config.write_text(CONFIG.replace("PRESET", str(folder / "small.json")))
+
+    def run(self, module: object, *arguments: str) -> None:
+        """What ``python -m training.<module> --config small.toml …`` does."""
+        command = [module.__name__, "--config", str(self.config), *arguments]  # type: ignore[attr-defined]
+        self._patch.setattr(sys, "argv", command)
+        module.main()  # type: ignore[attr-defined]
+
+    def stage(self, module: object, data: str, *arguments: str) -> None:
+        self.run(module, "--untracked", "--precision", "fp32", "--data", *data.split(), *arguments)
+
+    def latest(self, stage: str) -> dict[str, torch.Tensor]:
+        state = Checkpoints(self.folder / "runs" / stage).latest()
+        assert state is not None
+        return dict(state["model"])
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    return Workshop(tmp_path, monkeypatch)
+
+
+def test_all_stages_from_folders_to_a_bundle(
+    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.stage(pretrain, "captioned")
+    workshop.stage(captions, "photos pairs")
+    assert "LQ pictures" in capsys.readouterr().out
+    workshop.stage(stage1, "photos pairs captioned")
+    workshop.stage(stage2, "photos pairs", "--no-compile")
+    lines = Path("runs/stage2/metrics.jsonl").read_text().splitlines()
+    validated = [json.loads(line) for line in lines]
+    psnr = next(line for line in validated if "psnr/noisy" in line)
+    assert psnr["step"] == 2 and 3 < psnr["psnr/noisy"] < 40 and "psnr/rainy" in psnr
+    workshop.run(export, "bundle", "--release", "small-2")
+    bundle = load_bundle("bundle")
+    assert bundle.release == "small-2" and bundle.preset == small_preset()
+    state = Checkpoints(Path("runs/stage2/sampler")).latest()
+    assert state is not None
+    unet = build_unet(bundle).state_dict()
+    for name, average in state["ema"].items():
+        assert torch.allclose(unet[name], average, rtol=1e-3, atol=1e-6), name
+    embedder = build_embedder(bundle)
+    assert torch.allclose(embedder.network.prototypes, state["prototypes"], rtol=1e-2, atol=1e-3)
+
+
+def test_the_joint_phase_leaves_the_stem_alone_and_trains_the_rest(workshop: Workshop) -> None:
+    workshop.stage(pretrain, "captioned")
+    workshop.stage(stage1, "photos captioned")
+    stem, joint = workshop.latest("stage1/stem"), workshop.latest("stage1/embedder")
+    assert all(torch.equal(joint[f"controller.stem.{name}"], p) for name, p in stem.items())
+    clip = workshop.latest("pretrain/clip")
+    assert all(torch.equal(joint[f"clip.{name}"], p) for name, p in clip.items())
+    fresh = DegradationCLIP(small_preset().embedder, 11).state_dict()
+    lora = [name for name in fresh if "lora_B" in name]
+    assert lora and all(joint[name].abs().max() > 0 for name in lora)
+    # Half trained, the first phase goes on; the second was begun on another path then.
+    workshop.config.write_text(workshop.config.read_text().replace(LOOP, LOOP.replace("2", "3", 1)))
+    with pytest.raises(SystemExit) as stopped:
+        workshop.stage(stage1, "photos captioned", "--resume")
+    assert stopped.value.code == 2
+
+
+def test_a_stage_goes_on_where_it_stopped(workshop: Workshop) -> None:
+    workshop.stage(pretrain, "captioned", "--set", "pretrain.blip.steps=1")
+    with pytest.raises(SystemExit):
+        workshop.stage(pretrain, "captioned")
+    workshop.stage(pretrain, "captioned", "--resume")
+    state = Checkpoints(Path("runs/pretrain/blip")).latest()
+    assert state is not None and state["step"] == 2
+
+
+def test_training_goes_on_from_a_bundle(workshop: Workshop, small_bundle_folder: Path) -> None:
+    bundle = load_bundle(small_bundle_folder)
+    start = ("--init", str(small_bundle_folder))
+    workshop.stage(pretrain, "captioned", *start, "--set", "pretrain.clip.steps=0")
+    assert not Path("runs/pretrain/clip").exists()
+    workshop.stage(stage1, "photos pairs captioned", *start, "--set", "stage1.joint.rate=1e-6")
+    before = build_embedder(bundle).network.controller.state_dict()
+    after = workshop.latest("stage1/embedder")
+    tower = [n for n in before if n.startswith("tower.") and before[n].is_floating_point()]
+    drift = [(after[f"controller.{name}"] - before[name]).abs().max().item() for name in tower]
+    assert 0 < max(drift) < 1e-3
+    workshop.stage(
+        stage2, "photos pairs", "--stage1", str(small_bundle_folder), *start, "--no-compile"
+    )
+    shipped, trained = build_unet(bundle).state_dict(), workshop.latest("stage2/sampler")
+    drift = [(trained[name] - shipped[name]).abs().max().item() for name in shipped]
+    assert 0 < max(drift) < 0.02
+    _, embedder = load_embedder(bundle.preset, None, small_bundle_folder)
+    assert embedder.labels == bundle.preset.labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--data missing", "missing is no folder"),
+        ("--data captioned", "Name a folder of clean photos"),
+        ("--data photos", "Name one folder with captions.json"),
+        ("--data photos captioned --set stage1.joint.stepz=1", "unknown keys ['stepz']"),
+        ("--data photos captioned --config none.toml", "No config 'none.toml'"),
+        ("--data photos captioned", "run training.pretrain first"),
+    ],
+)
+def test_faults_of_the_user_are_told_in_one_line(
+    workshop: Workshop, arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        workshop.run(stage1, "--untracked", *arguments.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("training.stage1: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", [pretrain, captions, stage1, stage2, export])
+def test_help_reads_well(
+    module: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()  # type: ignore[attr-defined]
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f"python -m {module.__name__}" in text and "--preset" in text  # type: ignore[attr-defined]
