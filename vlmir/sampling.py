@@ -19,6 +19,9 @@ from vlmir.nn import Conditioning, UNet
 
 __all__ = ["MIRRORS", "Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
 
+FAINTEST = 0.05
+"""Least share a_t of x₀ in a state from which a network that predicts noise tells x₀: its error is magnified 1/a_t."""
+
 Pixels = npt.NDArray[np.float32]
 _Run = Generator[tuple[Tensor, int], Tensor, Tensor]
 
@@ -158,7 +161,7 @@ class DiffusionSampler:
             runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
         x_T = [next(run)[0] for run in runs]
         first = mu if noise_free else torch.stack(x_T)
-        restored = mean = yield from self._evaluate(first, self.schedule.T, work, done=0)
+        restored = mean = yield from self._evaluate(first, self._start(plan), work, done=0)
         if plan.realism > 0:
             sample = yield from self._follow(runs, mean, work)
             restored = torch.lerp(mean, sample, plan.realism)
@@ -195,7 +198,18 @@ class DiffusionSampler:
     def _begin(self, mu: Tensor, seed: int, plan: Plan) -> _Run:
         generator = torch.Generator().manual_seed(seed)
         x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
-        return solver_named(plan.solver)(x_T, mu, self.schedule, plan.steps, generator)
+        solver, start = solver_named(plan.solver), self._start(plan)
+        return solver(
+            x_T, mu, self.schedule, plan.steps, generator, start=start, last=self.config.last
+        )
+
+    def _start(self, plan: Plan) -> int:
+        """The time index of the first evaluation: T, but for few steps of a network that predicts noise."""
+        T = self.schedule.T
+        if self.config.prediction != "noise":
+            return T
+        usable = max(t for t in range(1, T + 1) if self.schedule.a(t) >= FAINTEST)
+        return max(usable, plan.steps) if plan.realism == 1 else usable
 
     @torch.inference_mode()
     def _prepare(self, conditions: Sequence[Conditions]) -> Conditioning:

@@ -149,6 +149,43 @@ def test_a_network_that_predicts_noise_is_shown_some(
     assert shown[1].std() == pytest.approx(config.schedule.max_sigma, rel=0.05)
 
 
+def times_asked(
+    sampler: DiffusionSampler, monkeypatch: pytest.MonkeyPatch, chosen: Plan, **config: object
+) -> list[int]:
+    """The time indices at which the network is evaluated."""
+    other = DiffusionSampler(sampler.unet, dataclasses.replace(sampler.config, **config))  # type: ignore[arg-type]
+    asked: list[int] = []
+    predict = other._predict
+    monkeypatch.setattr(other, "_predict", lambda x, t, w: asked.append(t) or predict(x, t, w))
+    run(other, pictures(1), [NOTHING], [0], chosen)
+    return asked
+
+
+def test_a_sample_ends_where_the_preset_says(
+    sampler: DiffusionSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert times_asked(sampler, monkeypatch, plan(steps=5), last=20) == [100, 80, 60, 40, 20]
+    assert times_asked(sampler, monkeypatch, plan(steps=5)) == [100, 80, 60, 40, 20]
+    assert times_asked(sampler, monkeypatch, plan(steps=4), last=40) == [100, 80, 60, 40]
+    every = times_asked(sampler, monkeypatch, plan(steps=100), last=40)
+    assert every == list(range(100, 0, -1))
+    assert times_asked(sampler, monkeypatch, plan(realism=0.0), last=40) == [100]
+    ends = times_asked(sampler, monkeypatch, plan(steps=4, solver="euler_maruyama"), last=40)
+    assert ends == [100, 75, 50, 25]
+
+
+def test_few_steps_of_a_network_that_predicts_noise_start_where_some_picture_is_left(
+    sampler: DiffusionSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chosen in (plan(realism=0.0), plan(steps=4), plan(steps=4, realism=0.5)):
+        first = times_asked(sampler, monkeypatch, chosen, prediction="noise")[0]
+        assert sampler.schedule.a(first) >= 0.05 > sampler.schedule.a(first + 1)
+    whole = times_asked(sampler, monkeypatch, plan(steps=100), prediction="noise")
+    assert whole == list(range(100, 0, -1))
+    with pytest.raises(OptionError, match=r"steps must be in 1…7\d, not 100"):
+        times_asked(sampler, monkeypatch, plan(steps=100, realism=0.5), prediction="noise")
+
+
 def test_an_ensemble_is_chosen_by_the_plan(sampler: DiffusionSampler) -> None:
     lq = pictures(1)
     alone, ensemble = (

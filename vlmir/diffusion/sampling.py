@@ -19,7 +19,7 @@ from torch import Tensor
 from vlmir.diffusion.irsde import IRSDE
 from vlmir.errors import OptionError
 
-__all__ = ["OnGrid", "Sampling", "Solver", "checked", "drive", "time_grid"]
+__all__ = ["OnGrid", "Sampling", "Solver", "checked", "checked_to_the_end", "drive", "time_grid"]
 
 Sampling = Generator[tuple[Tensor, int], Tensor, Tensor]
 """A sampling under way: yields (x_t, t), is sent x̂₀, returns the restored picture."""
@@ -37,6 +37,7 @@ class Solver(Protocol):
         generator: torch.Generator,
         *,
         start: int | None = None,
+        last: int | None = None,
     ) -> Sampling:
         """Begin at x.
 
@@ -50,9 +51,12 @@ class Solver(Protocol):
                 generator's own device: with a CPU generator every device gets the same noise.
             start: The time index of x; T when None. Networks that predict noise magnify their
                 error by 1/a_t (200 at T): with few steps start them where a_t is 0.05 or more.
+            last: The time index of the last network call, see `time_grid`. What the network sees there is the result:
+                the mean of what is possible given the noise that is left, so the later, the smoother. Solvers whose
+                result is their last state go on to 0.
 
         Raises:
-            OptionError: At once, if steps or start is out of range or the shapes differ.
+            OptionError: At once, if steps, start or last is out of range or the shapes differ.
         """
 
 
@@ -60,25 +64,42 @@ OnGrid = Callable[[Tensor, Tensor, IRSDE, list[int], torch.Generator], Sampling]
 """The body of a solver: x, mu, schedule, the time indices of its network calls, generator."""
 
 
-def time_grid(schedule: IRSDE, steps: int, start: int | None = None) -> list[int]:
-    """The time indices of the network calls: from start downwards, uniform in t, end (0) left out.
+def time_grid(
+    schedule: IRSDE, steps: int, start: int | None = None, last: int | None = None
+) -> list[int]:
+    """The time indices of the network calls: from start downwards, uniform in t.
 
-    With steps == start these are all indices down to 1; with one step it is start alone.
+    Without ``last`` the end, 0, is the place of the next call, which is left out: with steps == start these are all
+    indices down to 1. With it the last call is there, or lower where so many steps need more room. One step is made at
+    start.
 
     Raises:
-        OptionError: start is not in 1…T, or steps not in 1…start.
+        OptionError: start is not in 1…T, or steps or last not in 1…start.
     """
     first = schedule.T if start is None else start
     if not 1 <= first <= schedule.T:
         raise OptionError(f"start must be in 1…{schedule.T}, not {first}.")
     if not 1 <= steps <= first:
         raise OptionError(f"steps must be in 1…{first}, not {steps}.")
-    return [first - k * first // steps for k in range(steps)]
+    if last is None or steps == 1:
+        return [first - k * first // steps for k in range(steps)]
+    if not 1 <= last <= first:
+        raise OptionError(f"last must be in 1…{first}, not {last}.")
+    way = max(first - last, steps - 1)
+    return [first - k * way // (steps - 1) for k in range(steps)]
 
 
 def checked(run: OnGrid) -> Solver:
     """Make a solver that checks its arguments when called, not when first advanced."""
+    return _checked(run, ends_early=True)
 
+
+def checked_to_the_end(run: OnGrid) -> Solver:
+    """The same for a solver whose result is its last state: it cannot end where noise is left."""
+    return _checked(run, ends_early=False)
+
+
+def _checked(run: OnGrid, *, ends_early: bool) -> Solver:
     @wraps(run, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     def begin(
         x: Tensor,
@@ -88,10 +109,12 @@ def checked(run: OnGrid) -> Solver:
         generator: torch.Generator,
         *,
         start: int | None = None,
+        last: int | None = None,
     ) -> Sampling:
         if x.shape != mu.shape:
             raise OptionError(f"x {tuple(x.shape)} and mu {tuple(mu.shape)} differ in shape.")
-        return run(x, mu, schedule, time_grid(schedule, steps, start), generator)
+        times = time_grid(schedule, steps, start, last if ends_early else None)
+        return run(x, mu, schedule, times, generator)
 
     del begin.__dict__["__wrapped__"]  # else help() would show run's arguments, not begin's
     return begin

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlmir.diffusion.irsde import IRSDE
-from vlmir.diffusion.sampling import Sampling, Solver, checked
+from vlmir.diffusion.sampling import Sampling, Solver, checked, checked_to_the_end
 from vlmir.errors import OptionError
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-@checked
+@checked_to_the_end
 def euler_maruyama(
     x: Tensor, mu: Tensor, schedule: IRSDE, times: list[int], generator: torch.Generator
 ) -> Sampling:

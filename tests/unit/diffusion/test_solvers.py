@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -181,6 +182,30 @@ def test_time_grid(start: int, data: st.DataObject) -> None:
     assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
 
 
+@given(start=st.integers(2, 100), data=st.data())
+def test_a_grid_that_ends_early(start: int, data: st.DataObject) -> None:
+    steps, last = data.draw(st.integers(2, start)), data.draw(st.integers(1, start))
+    times = time_grid(SCHEDULE, steps, start, last)
+    assert len(times) == steps and times[0] == start
+    assert times[-1] == min(last, start - steps + 1)
+    gaps = [t - s for t, s in itertools.pairwise(times)]
+    assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("name", ENDS_ON_X0)
+def test_the_result_is_what_is_seen_last(name: str) -> None:
+    mu = torch.rand(3, 8, 8, generator=seeded(0))
+    seen = []
+
+    def network(x: Tensor, t: int) -> Tensor:
+        seen.append((t, gaussian(SCHEDULE, mu, 0.1, 0.3)(x, t)))
+        return seen[-1][1]
+
+    x = SCHEDULE.prior(mu, torch.randn(mu.shape, generator=seeded(1)))
+    result = drive(SOLVERS[name](x, mu, SCHEDULE, 8, seeded(2), last=30), network)
+    assert seen[-1][0] == 30 and torch.equal(result, seen[-1][1])
+
+
 def test_full_grid_is_every_index() -> None:
     assert time_grid(SCHEDULE, 100) == list(range(100, 0, -1))
     assert time_grid(SCHEDULE, 1) == [100]
@@ -188,13 +213,25 @@ def test_full_grid_is_every_index() -> None:
 
 @every_solver
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"steps": 101}, {"steps": 11, "start": 10}, {"start": 101}]
+    "options",
+    [
+        {"steps": 0},
+        {"steps": 101},
+        {"steps": 11, "start": 10},
+        {"start": 101},
+    ],
 )
 def test_bad_options_raise_at_once(name: str, options: dict[str, int]) -> None:
     mu = torch.zeros(3, 4, 4)
     arguments = {"steps": 1, **options}
     with pytest.raises(OptionError, match="must be in"):
         SOLVERS[name](mu, mu, SCHEDULE, generator=seeded(0), **arguments)
+
+
+@pytest.mark.parametrize("last", [0, 51])
+def test_the_last_call_lies_within_the_way(last: int) -> None:
+    with pytest.raises(OptionError, match=rf"last must be in 1…50, not {last}"):
+        time_grid(SCHEDULE, 2, 50, last)
 
 
 def test_shapes_must_agree() -> None:
