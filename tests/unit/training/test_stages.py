@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from training.pretrained import load_embedder
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_embedder, build_unet
 from vlmir.vlm.clip import DegradationCLIP
+
+README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
 
 LOOP = "steps = 2\nbatch = 4\nrate = 1e-3\nlog_every = 1\nsave_every = 1\n"
 CONFIG = f"""
@@ -79,21 +84,28 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     return Workshop(tmp_path, monkeypatch)
 
 
-def test_all_stages_from_folders_to_a_bundle(
+def readme_commands() -> list[tuple[object, list[str]]]:
+    """(Module, arguments) of the README's training commands, in their order."""
+    lines = re.findall(r"^\.venv/bin/python -m (training\.\w+)(.*)$", README, re.MULTILINE)
+    return [(import_module(name), shlex.split(rest, comments=True)) for name, rest in lines]
+
+
+def test_the_readmes_commands_go_from_folders_to_a_bundle(
     workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workshop.stage(pretrain, "captioned")
-    workshop.stage(captions, "photos pairs")
-    assert "LQ pictures" in capsys.readouterr().out
-    workshop.stage(stage1, "photos pairs captioned")
-    workshop.stage(stage2, "photos pairs", "--no-compile")
+    commands = readme_commands()
+    assert [module for module, _ in commands] == [pretrain, stage1, stage2, export]
+    for module, arguments in commands:
+        if module is stage1:
+            workshop.stage(captions, "photos pairs")
+            assert "LQ pictures" in capsys.readouterr().out
+        fast = [] if module is export else ["--untracked", "--precision", "fp32"]
+        workshop.run(module, *arguments, *fast, *["--no-compile"] * (module is stage2))
     lines = Path("runs/stage2/metrics.jsonl").read_text().splitlines()
-    validated = [json.loads(line) for line in lines]
-    psnr = next(line for line in validated if "psnr/noisy" in line)
+    psnr = next(line for line in map(json.loads, lines) if "psnr/noisy" in line)
     assert psnr["step"] == 2 and 3 < psnr["psnr/noisy"] < 40 and "psnr/rainy" in psnr
-    workshop.run(export, "bundle", "--release", "small-2")
-    bundle = load_bundle("bundle")
-    assert bundle.release == "small-2" and bundle.preset == small_preset()
+    bundle = load_bundle("my-bundle")
+    assert bundle.release == "my-1" and bundle.preset == small_preset()
     state = Checkpoints(Path("runs/stage2/sampler")).latest()
     assert state is not None
     unet = build_unet(bundle).state_dict()
