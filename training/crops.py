@@ -12,11 +12,15 @@ from torch import Tensor
 from training.conditions import PoolConditions
 from training.config import StageTwoConfig
 from training.pool import Bytes, Pool, degrade_bytes
+from training.rehaze import airlight, rehaze
 
 __all__ = ["CropLoader", "Crops"]
 
 _UPRIGHT = ("rainy", "hazy", "snowy", "raindrop")
 """Labels whose look depends on which way is down."""
+
+OTHER_HAZE_SHARE = 0.6
+"""How often a crop of a real hazy pair is seen in another haze than the pair's."""
 
 
 @dataclass
@@ -70,6 +74,7 @@ class CropLoader:
         """
         self._pool, self._conditions, self._config = pool, conditions, config
         self._labels, self._T, self._seed = labels, T, seed
+        self._airlights: dict[int, float] = {}
         self._null_share = 1.0 if blind else config.null_share
         self._synthetic: dict[str, list[int]] = {label: [] for label in labels}
         self._real: dict[str, list[int]] = {label: [] for label in labels}
@@ -166,6 +171,8 @@ class CropLoader:
             # Noise is the same everywhere in a picture, so each crop can have its own: none is learnt by heart.
             seed = int(rng.integers(2**31))
             lq = degrade_bytes(gt, "noisy", seed=seed, strength=entry.strength)
+        elif entry.label == "hazy" and self._pool.is_real(entry):
+            lq = self._other_haze(i, lq, gt, rng)
         if rng.random() < 0.5:
             lq, gt = lq[:, ::-1], gt[:, ::-1]
         if entry.label not in _UPRIGHT:
@@ -174,6 +181,17 @@ class CropLoader:
             if rng.random() < 0.5:
                 lq, gt = lq.swapaxes(0, 1), gt.swapaxes(0, 1)
         return lq, gt
+
+    def _other_haze(self, i: int, lq: Bytes, gt: Bytes, rng: np.random.Generator) -> Bytes:
+        """A crop of a real hazy pair in another haze, or as it is: real pairs are few."""
+        if rng.random() >= OTHER_HAZE_SHARE:
+            return lq
+        if i not in self._airlights:
+            self._airlights[i] = airlight(self._pool.lq(i), self._pool.gt(i))
+        A = self._airlights[i]
+        density = float(np.exp(rng.uniform(np.log(0.7), np.log(1.6))))
+        new_A = A if rng.random() < 0.7 else A * float(rng.uniform(0.85, 1))
+        return rehaze(lq, gt, A, density=density, new_A=new_A)
 
 
 def _tensor(crop: Bytes) -> Tensor:
