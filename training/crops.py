@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.conditions import PoolConditions
 from training.config import StageTwoConfig
-from training.pool import Bytes, Pool, degrade_bytes
+from training.pool import Bytes, Entry, Pool, degrade_bytes
 from training.rehaze import airlight, rehaze
 
 __all__ = ["CropLoader", "Crops"]
@@ -171,6 +171,8 @@ class CropLoader:
             # Noise is the same everywhere in a picture, so each crop can have its own: none is learnt by heart.
             seed = int(rng.integers(2**31))
             lq = degrade_bytes(gt, "noisy", seed=seed, strength=entry.strength)
+        elif self._is_transplanted(entry):
+            lq = self._other_rain(gt, rng)
         elif entry.label == "hazy" and self._pool.is_real(entry):
             lq = self._other_haze(i, lq, gt, rng)
         if rng.random() < 0.5:
@@ -181,6 +183,23 @@ class CropLoader:
             if rng.random() < 0.5:
                 lq, gt = lq.swapaxes(0, 1), gt.swapaxes(0, 1)
         return lq, gt
+
+    def _is_transplanted(self, entry: Entry) -> bool:
+        """Whether an entry carries the streaks of a real pair; there must be pairs to train on to take others from."""
+        rainy = entry.label == "rainy" and not entry.strength and not self._pool.is_real(entry)
+        return rainy and bool(self._real["rainy"])
+
+    def _other_rain(self, gt: Bytes, rng: np.random.Generator) -> Bytes:
+        """A clean crop under the streaks of some real pair; its entry was rained on in the same way."""
+        places = self._real["rainy"]
+        i = places[rng.integers(len(places))]
+        lq, clean = self._pool.lq(i), self._pool.gt(i)
+        top, left = (int(rng.integers(0, n - len(gt) + 1)) for n in lq.shape[:2])
+        window = np.s_[top : top + len(gt), left : left + len(gt)]
+        streaks = lq[window].astype(np.int16) - clean[window]
+        if rng.random() < 0.5:
+            streaks = streaks[:, ::-1]
+        return np.asarray(np.clip(gt + streaks, 0, 255), np.uint8)
 
     def _other_haze(self, i: int, lq: Bytes, gt: Bytes, rng: np.random.Generator) -> Bytes:
         """A crop of a real hazy pair in another haze, or as it is: real pairs are few."""

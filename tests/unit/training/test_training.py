@@ -179,6 +179,34 @@ def test_noise_is_fresh_at_every_draw_and_as_strong_as_the_pictures(
     assert not torch.equal(first, other)
 
 
+def test_real_streaks_fall_anew_at_every_draw(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = loader_of(pool, mix={"rainy": 1.0}, real_share=0.0)
+    entries = [pool.entries[i] for i in loader._synthetic["rainy"]]
+    assert {bool(entry.strength) for entry in entries} == {True, False}
+    loader._synthetic["rainy"] = [
+        i for i in pool.training if pool.entries[i] in entries and not pool.entries[i].strength
+    ]
+    monkeypatch.setattr(
+        pool, "lq", lambda i: np.clip(pool.gt(i) + np.int16(40), 0, 255).astype(np.uint8)
+    )
+    crops = loader(0, 32, range(16))
+    added = (crops.lq - crops.gt)[crops.gt < 0.8] * 255
+    assert (
+        added.max() < 40.01 and (added > 39.99).float().mean() > 0.9
+    )  # less where the pair's own photo is bright
+
+
+def test_real_haze_is_seen_at_other_densities(tmp_path: Path) -> None:
+    gt = scene(1)
+    hazy = np.rint(gt * 0.6 + 255 * 0.4).astype(np.uint8)
+    own = build_pool(tmp_path, [scene(0)], [("hazy", hazy, gt)])
+    crops = loader_of(own, mix={"hazy": 1.0}, real_share=1.0)(0, 64, range(24))
+    levels = {
+        round(float(t), 1) for t in (1 - crops.lq).mean((1, 2, 3)) / (1 - crops.gt).mean((1, 2, 3))
+    }
+    assert 0.6 in levels and min(levels) < 0.55 and max(levels) > 0.65
+
+
 def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
     number = torch.arange(len(pool)).float()[:, None].expand(-1, 32)
     zeros = torch.zeros_like(number)
