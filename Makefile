@@ -11,7 +11,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check lint types format protos bench clean
+.PHONY: help setup demo test check lint types format protos bench mlflow clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH=default|cpu]"
@@ -47,6 +47,16 @@ bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ an
 	@test -n "$(DATA)" || { echo "Name the folder of benchmarks: make bench DATA=folder" >&2; exit 1; }
 	$(BIN)/python -m training.evaluate --data $(DATA)
 	$(BIN)/python -m training.table out/evaluation.json
+
+# What the commands record without a server lies in the same database and folder: they show up here, and go on using
+# both while it runs. Job runners, which only evaluate language models, would cost a gigabyte.
+mlflow: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+mlflow: export MLFLOW_DISABLE_TELEMETRY := true
+mlflow: $(READY) ## Show runs and registry at http://127.0.0.1:5000; ARGS="--port 5001" is passed on
+	@mkdir -p runs/mlflow
+	$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --no-serve-artifacts \
+		--backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow/mlflow.db" \
+		--default-artifact-root "$(CURDIR)/runs/mlflow/files" $(ARGS)
 
 clean: ## Remove .venv, caches and out/
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

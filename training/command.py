@@ -16,6 +16,7 @@ from training.checkpoints import Checkpoints
 from training.compute import PRECISIONS, Compute
 from training.config import CONFIGS, TrainingConfig, load_config
 from training.loop import Run
+from training.pretrained import PRETRAIN
 from training.tracking import tracked
 from training.workers import ALONE, Workers, run_in_workers
 from vlmir.config import Preset, load_preset
@@ -119,8 +120,9 @@ def _run(arguments: argparse.Namespace, name: str, workers: Workers) -> None:
     if arguments.untracked or workers.rank > 0:
         work(arguments, stage)
         return
-    before = {"captioner": "pretrained", "embedder": "stage1"}
-    built_on = {part: f for part, name in before.items() if (f := getattr(arguments, name, None))}
+    built_on = {"captioner": getattr(arguments, "pretrained", None) or PRETRAIN}
+    if hasattr(arguments, "stage1"):
+        built_on["embedder"] = arguments.stage1
     params = {**dataclasses.asdict(config), "seed": arguments.seed, "workers": workers.count}
     with tracked(
         Path(config.preset).stem, name, arguments.out, params=params, built_on=built_on

@@ -15,7 +15,7 @@ from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.hub import public_captioner, public_clip
 from vlmir.vlm.tokenizer import CaptionTokenizer, ClipTokenizer, Tokenizer
 
-__all__ = ["Pretrained", "load_embedder", "load_pretrained", "new_embedder"]
+__all__ = ["PRETRAIN", "Pretrained", "load_embedder", "load_pretrained", "new_embedder"]
 
 PRETRAIN = Path("runs/pretrain")
 """Where training.pretrain leaves its networks unless told otherwise."""

@@ -18,7 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["UNTRACKED", "RunRecord", "Tracker", "tracked", "tracking_uri"]
+__all__ = [
+    "RECORD",
+    "UNTRACKED",
+    "RunRecord",
+    "Tracker",
+    "choose_experiment",
+    "tracked",
+    "tracking_uri",
+]
 
 LOCAL = Path("runs/mlflow")
 """Where runs are recorded without a server."""
@@ -137,7 +145,7 @@ def tracked(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     mlflow.set_tracking_uri(tracking_uri())
-    _choose_experiment(f"vlmir-{model}")
+    choose_experiment(f"vlmir-{model}")
     before = {name: record for name, folder in built_on.items() if (record := _record(folder))}
     own = _record(out)
     parent = (own or next(iter(before.values()), {})).get("parent") or _begin_model(model)
@@ -161,7 +169,7 @@ def tracked(
             raise
 
 
-def _choose_experiment(name: str) -> None:
+def choose_experiment(name: str) -> None:
     """Work in an experiment; made with a folder for its files where there is no server."""
     import mlflow
 
