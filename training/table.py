@@ -21,23 +21,24 @@ from vlmir.bundle import Bundle, load_bundle
 
 __all__ = ["identity", "main", "markdown", "write_into_bundle", "write_into_markdown"]
 
-START, END = "<!-- numbers -->", "<!-- /numbers -->"
-
 _LONG = ("per_picture", "confusion")
 """What of a measurement stays out of a bundle."""
 
 
-def write_into_markdown(file: Path, text: str) -> None:
-    """Put ``text`` between the markers of a Markdown file.
+def write_into_markdown(file: Path, text: str, name: str = "numbers") -> None:
+    """Put ``text`` between the markers ``<!-- name -->`` and ``<!-- /name -->`` of a Markdown file.
 
     Raises:
         ValueError: It has none.
     """
-    before, start, rest = file.read_text("utf-8").partition(START)
-    _, end, after = rest.partition(END)
+    start_mark, end_mark = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, start, rest = file.read_text("utf-8").partition(start_mark)
+    _, end, after = rest.partition(end_mark)
     if not (start and end):
-        raise ValueError(f"{file} has no {START} … {END}; add both lines where the tables go.")
-    file.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(
+            f"{file} has no {start_mark} … {end_mark}; add both lines where the tables go."
+        )
+    file.write_text(f"{before}{start_mark}\n{text}\n{end_mark}{after}", encoding="utf-8")
 
 
 def identity(bundle: Bundle) -> dict[str, Any]:

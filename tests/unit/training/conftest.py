@@ -1,4 +1,4 @@
-"""A registry without a server."""
+"""What several tests of training share: a folder of benchmarks, and a registry without a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import pytest
+
+from tests.unit.training.pictures import scene
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,3 +60,19 @@ def registry(
 
     while mlflow.active_run():
         mlflow.end_run()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout of the benchmarks, two small pictures each."""
+    from training.benches import noisy_copy
+
+    folder = tmp_path_factory.mktemp("data")
+    for bench in ("noisy_cbsd68", "hazy_sots_indoor", "rainy_rain100h", "raindrop"):
+        for side in ("lq", "gt"):
+            (folder / "bench" / bench / side).mkdir(parents=True)
+            for number in range(2):
+                gt = scene(number)
+                picture = gt if side == "gt" else noisy_copy(gt, 7)
+                cv2.imwrite(str(folder / "bench" / bench / side / f"{number}.png"), picture)
+    return folder

@@ -17,26 +17,12 @@ from tests.unit.training.pictures import scene
 from training import evaluate, table
 from training.ablation import ABLATED, VARIANTS
 from training.alignment import measure_alignment
-from training.benches import SYNTHETIC, noisy_copy
+from training.benches import SYNTHETIC
 from training.consistency import measure_consistency
 from vlmir.degradations import LABELS
 from vlmir.pipeline import Restorer
 
 README = "before\n<!-- numbers -->\nold\n<!-- /numbers -->\nafter\n"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The layout of the benchmarks, two small pictures each."""
-    folder = tmp_path_factory.mktemp("data")
-    for bench in ("noisy_cbsd68", "hazy_sots_indoor", "rainy_rain100h", "raindrop"):
-        for side in ("lq", "gt"):
-            (folder / "bench" / bench / side).mkdir(parents=True)
-            for number in range(2):
-                gt = scene(number)
-                picture = gt if side == "gt" else noisy_copy(gt, 7)
-                cv2.imwrite(str(folder / "bench" / bench / side / f"{number}.png"), picture)
-    return folder
 
 
 def measured(
