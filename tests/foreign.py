@@ -44,7 +44,6 @@ def daclip_with(*, clip: Mapping[str, Any], unet: Mapping[str, Any]) -> Preset:
     data = load_preset("daclip").to_dict()
     data["embedder"]["clip"] = dict(clip)
     data["sampler"]["unet"] |= {**unet, "context_dim": clip["embed_dim"]}
-    data["sampler"]["steps"] = 2
     return from_dict(Preset, data)
 
 

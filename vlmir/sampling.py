@@ -200,7 +200,7 @@ class DiffusionSampler:
         x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
         solver, start = solver_named(plan.solver), self._start(plan)
         return solver(
-            x_T, mu, self.schedule, plan.steps, generator, start=start, last=self.config.last
+            x_T, mu, self.schedule, plan.evaluations, generator, start=start, last=self.config.last
         )
 
     def _start(self, plan: Plan) -> int:
