@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.cache import fingerprint
 from training.conditions import PoolConditions
 from training.config import StageTwoConfig
 from training.pool import Bytes, Entry, Pool, degrade_bytes
@@ -75,16 +76,23 @@ class CropLoader:
         self._pool, self._conditions, self._config = pool, conditions, config
         self._labels, self._T, self._seed = labels, T, seed
         self._airlights: dict[int, float] = {}
+        self.data = fingerprint(pool.digest, len(pool))
+        """What is drawn from."""
         self._null_share = 1.0 if blind else config.null_share
         self._synthetic: dict[str, list[int]] = {label: [] for label in labels}
         self._real: dict[str, list[int]] = {label: [] for label in labels}
+        largest = max(config.size, *(phase.size for phase in config.phases), 0)
         for i in pool.training:
             entry = pool.entries[i]
+            if entry.label not in labels or min(entry.height, entry.width) < largest:
+                continue
             (self._real if pool.is_real(entry) else self._synthetic)[entry.label].append(i)
         shares = np.array([config.mix.get(label, 0.0) for label in labels])
         for label, share in zip(labels, shares, strict=True):
             if share and not (self._real[label] or self._synthetic[label]):
-                raise ValueError(f"The pool has no {label} pictures, but the mix asks for them.")
+                raise ValueError(
+                    f"The pool has no {label} pictures of {largest}×{largest} or more, but the mix asks for them."
+                )
         self._shares = shares / shares.sum()
 
     @property
@@ -99,15 +107,15 @@ class CropLoader:
         )
 
     def held_out(self, size: int, count: int = 4) -> dict[str, Crops]:
-        """For each label up to ``count`` middles of pictures that are kept from training, with their own conditions."""
-        found: dict[str, list[int]] = {}
+        """For each label the middles of up to ``count`` photos kept from training, with their own conditions."""
+        found: dict[str, dict[int, int]] = {}
         for i in self._pool.held_out:
             entry = self._pool.entries[i]
-            if min(entry.height, entry.width) >= size:
-                found.setdefault(entry.label, []).append(i)
+            if entry.label in self._labels and min(entry.height, entry.width) >= size:
+                found.setdefault(entry.label, {}).setdefault(entry.photo, i)
         return {
-            label: _stacked([self._middle(i, size) for i in places[:count]])
-            for label, places in sorted(found.items())
+            label: _stacked([self._middle(i, size) for i in list(by_photo.values())[:count]])
+            for label, by_photo in sorted(found.items())
         }
 
     def _middle(self, i: int, size: int) -> Crops:

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Log:
         self._run, self._name, self._total, self._start = run, name, config.steps, start
         self._began = self._last = time.monotonic()
         self._sums: dict[str, Tensor] = {}
-        self._steps, self._waiting = 0, 0.0
+        self._steps, self._waiting, self._reported = 0, 0.0, start
         run.out.mkdir(parents=True, exist_ok=True)
 
     def add(self, losses: Mapping[str, Tensor], gradient: Tensor) -> None:
@@ -36,6 +36,14 @@ class Log:
         for name, value in {**losses, "gradient": gradient}.items():
             self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().cpu()
         self._steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken in since the last report: it belongs to a checkpoint between two reports."""
+        return {"sums": dict(self._sums), "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._sums, self._steps = dict(state["sums"]), state["steps"]
 
     def waited(self, seconds: float) -> None:
         """Take in how long the loop waited for a batch."""
@@ -46,9 +54,10 @@ class Log:
         now = time.monotonic()
         means = {name: value.item() / self._steps for name, value in self._sums.items()}
         means = self._run.workers.mean(means)
-        speed = self._steps / (now - self._last)
+        speed = (step - self._reported) / (now - self._last)
         means |= {"steps_per_s": speed, "waiting": self._waiting / (now - self._last)}
         self._last, self._sums, self._steps, self._waiting = now, {}, 0, 0.0
+        self._reported = step
         left = (now - self._began) / max(1, step - self._start) * (self._total - step)
         self._write(step, means, f"{left:.0f} s left")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from training.tracking import UNTRACKED, Tracker
 from training.workers import ALONE, Workers
 from vlmir.errors import OptionError
 
-__all__ = ["Run", "Task", "adamw", "cosine_rate", "fit", "set_rate"]
+__all__ = ["Run", "Task", "adamw", "cosine_rate", "fit", "seed_of", "set_rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Task(nn.Module, ABC):
 
     name: str
     """Of its checkpoints and reports."""
+    data: str = ""
+    """Fingerprint of the data it draws from; a run is resumed on the same."""
 
     @property
     @abstractmethod
@@ -84,22 +87,24 @@ def fit(task: Task, config: LoopConfig, run: Run) -> None:
     """Train a task: from its checkpoint where there is one, to the end or until the process is asked to stop.
 
     Raises:
-        OptionError: The folder holds a run and ``run.resume`` is off.
+        OptionError: The folder holds a run and ``run.resume`` is off, or it is of another seed or other data.
         SystemExit: SIGTERM (status 0) or Ctrl-C (130) came; the state after the last step is saved.
     """
     workers = run.workers
     checkpoints = Checkpoints(run.out / task.name)
     optimizer = adamw(task.model, config)
-    start = _restore(task, optimizer, checkpoints, resume=run.resume)
+    state = _restore(task, optimizer, checkpoints, run)
+    start = state.get("step", 0)
     if start >= config.steps:
         return
     module = workers.parallel(task)
     log = Log(run, task.name, config, start)
+    log.load_state_dict(state.get("log", log.state_dict()))
     task.train()
     with Stop() as stop:
         for step, batch in _prefetched(task, range(start, config.steps), log):
             set_rate(optimizer, cosine_rate(step, config))
-            torch.manual_seed((run.seed << 40) + (step << 8) + workers.rank)
+            torch.manual_seed(seed_of(run.seed, step, workers.rank))
             losses = module(run.compute.moved(batch))
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
@@ -112,13 +117,19 @@ def fit(task: Task, config: LoopConfig, run: Run) -> None:
                 log.report(done)
             if config.validate_every and done % config.validate_every == 0 and workers.rank == 0:
                 log.numbers(done, task.validate(done, run.tracker))
-            stopping = workers.any(stop.signal is not None)
+            stopping = workers.stopping(done, asked=stop.signal is not None)
             if done % config.save_every == 0 or done == config.steps or stopping:
-                _save(task, optimizer, checkpoints, done, workers)
-            if stopping and done < config.steps:
-                print(f"stopped after step {done}; --resume goes on from there", flush=True)
+                _save(task, optimizer, checkpoints, done, run, log)
+            if stopping:
+                if workers.rank == 0:
+                    print(f"stopped after step {done}; --resume goes on from there", flush=True)
                 sys.exit(stop.status)
     log.end()
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for PyTorch's generators that differs wherever one of the numbers does, each at least 0."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def cosine_rate(step: int, config: LoopConfig, floor: float = 0.01) -> float:
@@ -171,25 +182,41 @@ def _save(
     optimizer: torch.optim.Optimizer,
     checkpoints: Checkpoints,
     step: int,
-    workers: Workers,
+    run: Run,
+    log: Log,
 ) -> None:
-    if workers.rank == 0:
+    if run.workers.rank == 0:
         state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"log": log.state_dict(), "begun_with": _begun_with(task, run)}
         checkpoints.save(step, state | task.extra_state())
 
 
+def _begun_with(task: Task, run: Run) -> dict[str, Any]:
+    return {"seed": run.seed, "data": task.data}
+
+
 def _restore(
-    task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, *, resume: bool
-) -> int:
-    """Load the latest checkpoint; returns the steps done."""
+    task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, run: Run
+) -> dict[str, Any]:
+    """Load the latest checkpoint and return it; nothing where there is none.
+
+    Raises:
+        OptionError: It is not to be resumed, or was begun with another seed or other data.
+    """
     state = checkpoints.latest()
     if state is None:
-        return 0
-    if not resume:
+        return {}
+    if not run.resume:
         raise OptionError(
             f"{checkpoints.folder} holds a run of {state['step']} steps: go on with --resume, or name another --out."
+        )
+    now, then = _begun_with(task, run), state["begun_with"]
+    other = [f"{name} {then[name]!r}, not {now[name]!r}" for name in now if now[name] != then[name]]
+    if other:
+        raise OptionError(
+            f"{checkpoints.folder} holds a run with {' and '.join(other)}: say the same, or name another --out."
         )
     task.model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     task.load_extra_state(state)
-    return int(state["step"])
+    return state

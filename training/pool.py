@@ -7,6 +7,7 @@ picture. The pool is a folder: one flat file of pixels (memory-mapped, so it may
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ RECIPE: dict[str, tuple[int, float, float]] = {
 }
 """Label → (degraded copies of each photo, least and greatest strength)."""
 
+
+LAYOUT = 2
+"""Version of what :func:`build_pool` makes of the same pictures by the same recipe."""
 
 HELD_OUT = 50
 """One photo (and one real pair) of so many is kept from training."""
@@ -89,9 +93,9 @@ class Pool:
             kept = np.random.default_rng(0).permutation(len(self.entries))[:limit]
             self.entries = [self.entries[i] for i in sorted(kept)]
         self._pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
-        self.training = [i for i, entry in enumerate(self.entries) if not _held_out(entry)]
+        self.training = [i for i, e in enumerate(self.entries) if not _held_out(e.photo)]
         """Entries to train on."""
-        self.held_out = [i for i, entry in enumerate(self.entries) if _held_out(entry)]
+        self.held_out = [i for i, e in enumerate(self.entries) if _held_out(e.photo)]
         """Entries of other photos, to validate with; none where there are few photos."""
 
     def __len__(self) -> int:
@@ -114,9 +118,9 @@ class Pool:
         return self._pixels[offset : offset + size].reshape(entry.height, entry.width, 3)
 
 
-def _held_out(entry: Entry) -> bool:
-    """Whether an entry is of one of the few photos that are kept from training, whatever its damage."""
-    return entry.photo % HELD_OUT == HELD_OUT - 1
+def _held_out(photo: int) -> bool:
+    """Whether a photo, by its number, is one of the few that are kept from training, whatever the damage."""
+    return photo % HELD_OUT == HELD_OUT - 1
 
 
 def read_folder(folder: Path) -> list[Bytes]:
@@ -162,7 +166,7 @@ def build_pool(
     Raises:
         ValueError: The existing pool was made of other pictures or by another recipe.
     """
-    made_of = fingerprint(RECIPE, pair_copies, seed, list(photos), list(pairs))
+    made_of = fingerprint(LAYOUT, RECIPE, pair_copies, seed, list(photos), list(pairs))
     if (folder / "index.json").is_file():
         pool = Pool(folder)
         if pool.digest != made_of:
@@ -172,7 +176,12 @@ def build_pool(
         return pool
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    streaks = [lq.astype(np.int16) - gt for label, lq, gt in pairs if label == "rainy"]
+    numbers = _numbers(pairs, len(photos))
+    streaks = [
+        lq.astype(np.int16) - gt
+        for number, (label, lq, gt) in zip(numbers, pairs, strict=True)
+        if label == "rainy" and not _held_out(number)
+    ]
     entries: list[Entry] = []
     with (folder / "pixels.bin").open("wb") as file:
 
@@ -193,13 +202,21 @@ def build_pool(
                         seed_ = int(rng.integers(2**31))
                         lq = degrade_bytes(photo, label, seed=seed_, strength=strength)
                     entries.append(Entry(label, write(lq), gt, height, width, number, strength))
-        for number, (label, lq, gt_pixels) in enumerate(pairs, start=len(photos)):
+        for number, (label, lq, gt_pixels) in zip(numbers, pairs, strict=True):
             height, width = gt_pixels.shape[:2]
             entry = Entry(label, write(lq), write(gt_pixels), height, width, number)
             entries.extend([entry] * pair_copies)
     index = json.dumps({"made_of": made_of, "entries": [asdict(entry) for entry in entries]})
-    (folder / "index.json").write_text(index, encoding="utf-8")
+    partial = folder / "index.partial"
+    partial.write_text(index, encoding="utf-8")
+    os.replace(partial, folder / "index.json")  # last and at once: a pool with an index is whole
     return Pool(folder)
+
+
+def _numbers(pairs: Sequence[tuple[str, Bytes, Bytes]], first: int) -> list[int]:
+    """A number for the clean picture of each pair; pairs of one scene share it."""
+    known: dict[str, int] = {}
+    return [known.setdefault(fingerprint(gt), first + len(known)) for _, _, gt in pairs]
 
 
 def transplant(photo: Bytes, streaks: npt.NDArray[np.int16], rng: np.random.Generator) -> Bytes:

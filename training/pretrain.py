@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from training.captioned import CaptionedPhotos
+from training.cache import fingerprint
+from training.captioned import CaptionedPhotos, identity
 from training.command import Stage, add_common, run_stage
 from training.data import find_data
-from training.loop import Run, Task, fit
+from training.loop import Run, Task, fit, seed_of
 from training.pretrained import load_pretrained
 from vlmir.config import Preset
 from vlmir.errors import OptionError
@@ -67,6 +68,7 @@ class _CaptionTask(Task):
         super().__init__()
         self._network = model.requires_grad_(True).to(run.compute.device)
         self._data, self._ids, self._size = data, ids, size
+        self.data = fingerprint(data.names, ids.numpy())
         self._batch, self._run = batch, run
 
     @property
@@ -77,7 +79,7 @@ class _CaptionTask(Task):
 
     def draw(self, step: int) -> CaptionBatch:
         """This worker's photos of a step, cropped and mirrored."""
-        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        generator = torch.Generator().manual_seed(seed_of(self._run.seed, step))
         train = self._data.train
         indices = train[torch.randint(len(train), (self._batch,), generator=generator)]
         images = augment(self._data.batch(indices), generator)
@@ -141,7 +143,10 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
         raise OptionError(
             f"{preset.name} starts from public weights; there is nothing to pretrain."
         )
-    data = CaptionedPhotos(find_data(arguments.data).one_captioned())
+    folder = find_data(arguments.data).one_captioned()
+    run.tracker.tag("data.digest", fingerprint(identity(folder)))
+    run.tracker.built_on()
+    data = CaptionedPhotos(folder)
     words = run.out / "tokenizer.json"
     with run.workers.first_alone():
         clip, blip = _begin(preset, data, arguments.init, words)

@@ -25,7 +25,7 @@ from training.cache import fingerprint
 from training.checkpoints import Checkpoints
 from training.command import Stage, add_common, run_stage
 from training.data import find_data
-from training.loop import Run, Task, fit
+from training.loop import Run, Task, fit, seed_of
 from training.pool import Pool
 from training.pretrain import contrastive_loss
 from training.pretrained import load_pretrained, new_embedder
@@ -48,6 +48,7 @@ class StemTask(Task):
         self.stem: DetailStem = stem.to(run.compute.device).to(memory_format=torch.channels_last)
         self._head = [network.to(run.compute.device)]  # in a list: not a part of what is trained
         self._data, self._batch, self._run = data, batch, run
+        self.data = data.digest
 
     @property
     def model(self) -> nn.Module:
@@ -56,7 +57,7 @@ class StemTask(Task):
 
     def draw(self, step: int) -> DamageData:
         """This worker's pictures of a step."""
-        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        generator = torch.Generator().manual_seed(seed_of(self._run.seed, step))
         places = self._run.workers.share(self._batch)
         return self._data.draw(self._batch, generator).part(places)
 
@@ -89,6 +90,7 @@ class JointTask(Task):
             network.controller.stem.requires_grad_(False)
         self.network = network.to(run.compute.device)
         self._data, self._batch, self._alpha, self._run = data, batch, alpha, run
+        self.data = data.digest
         self._stem = fingerprint(network.controller.stem) if network.controller.stem else ""
 
     @property
@@ -105,7 +107,7 @@ class JointTask(Task):
 
     def draw(self, step: int) -> StageOneData:
         """This worker's pictures of a step."""
-        generator = torch.Generator().manual_seed((self._run.seed << 40) + step)
+        generator = torch.Generator().manual_seed(seed_of(self._run.seed, step))
         places = self._run.workers.share(self._batch)
         return self._data.draw(self._batch, generator).part(places)
 
@@ -172,6 +174,7 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
         pool = folders.pool(arguments.pool)
         run.tracker.tag("data.digest", pool.digest)
     parts = load_pretrained(preset, arguments.init or arguments.pretrained)
+    run.tracker.built_on(captioner=parts.words and parts.words.parent)
     network = new_embedder(preset, parts, arguments.init)
     if network.controller.stem is not None and config.stem.steps:
         # Prepared in a scope of its own: its pictures take more memory than the joint phase has to spare.

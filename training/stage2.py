@@ -36,6 +36,10 @@ from vlmir.parts import build_unet
 __all__ = ["Ema", "SamplerTask", "condition", "main", "work"]
 
 
+LEAST_ERROR = 1e-10
+"""Mean square error counted for a crop without any, whose PSNR is infinite: 100 dB."""
+
+
 class Ema:
     """Exponential moving average of a module's parameters; the average is what ships."""
 
@@ -87,6 +91,7 @@ class SamplerTask(Task):
         self.ema = Ema(self.unet, config.ema)
         self.schedule = IRSDE(**vars(preset.sampler.schedule))
         self._config, self._loader, self._run = config, loader, run
+        self.data = loader.data
         self._noise_free = prediction == "x0"
         self._held_out = loader.held_out(config.size)
 
@@ -148,7 +153,7 @@ class SamplerTask(Task):
         numbers = {}
         for label, crops in self._held_out.items():
             restored = self._restored(self._run.compute.moved(crops)).cpu()
-            error = (restored - crops.gt).square().mean(dim=(1, 2, 3))
+            error = (restored - crops.gt).square().mean(dim=(1, 2, 3)).clamp_min(LEAST_ERROR)
             numbers[f"psnr/{label}"] = float((-10 * error.log10()).mean())
             tracker.image(label, _sheet(crops.lq, restored, crops.gt), step)
         self.unet.load_state_dict(own, strict=False)
@@ -203,6 +208,9 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
             conditions = no_conditions(pool, preset)
         else:
             parts, embedder = load_embedder(preset, arguments.pretrained, arguments.stage1)
+            run.tracker.built_on(
+                captioner=parts.words and parts.words.parent, embedder=arguments.stage1
+            )
             conditions = embed_pool(pool, parts.captioner, embedder, arguments.pool)
     T = preset.sampler.schedule.T
     loader = CropLoader(

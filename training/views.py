@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.cache import fingerprint, kept
-from training.captioned import CaptionedPhotos
+from training.captioned import CaptionedPhotos, identity
 from training.captions import CaptionCache
 from training.pool import Bytes, Pool, degrade_bytes
 from training.pretrained import Pretrained
@@ -29,6 +29,8 @@ __all__ = [
     "prepare_stage1",
     "to_tensor",
 ]
+
+CPU = torch.device("cpu")
 
 CAPTIONED = 4000
 """Captioned photos in the joint phase, each degraded once."""
@@ -57,6 +59,11 @@ class DamageData:
     """N×C×S×S uint8: content view, then detail view."""
     labels: Tensor
     """N label numbers, int64."""
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the labels and of some of the pictures."""
+        return fingerprint(self.labels.numpy(), self.views[:: max(1, len(self.views) // 8)].numpy())
 
     def draw(self, count: int, generator: torch.Generator) -> DamageData:
         """A random batch, mirrored at random; hard labels have more pictures, so they come more often."""
@@ -116,31 +123,49 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
     """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
     counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
-    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), _how_seen(preset), counts)
+    made_of = fingerprint(pool.digest, len(pool), identity(captioned), _how_seen(preset), counts)
     file = folder / f"damage-{made_of}.pt"
     return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned))))
 
 
 def prepare_stage1(
-    preset: Preset, parts: Pretrained, pool: Pool, captioned: Path, folder: Path
+    preset: Preset,
+    parts: Pretrained,
+    pool: Pool,
+    captioned: Path,
+    folder: Path,
+    device: torch.device = CPU,
 ) -> StageOneData:
     """Degrade, view, caption and embed the pictures of the joint phase once.
 
-    Later runs with the same inputs read them from ``folder``.
+    Later runs with the same inputs read them from ``folder``. The pictures are damaged here, so they are not those of
+    the pool, and their captions are made here, too.
+
+    Args:
+        preset: The architecture.
+        parts: CLIP, and the captioner.
+        pool: Clean photos, and real pairs.
+        captioned: Folder of captioned photos.
+        folder: Where the result and the captions are kept.
+        device: Where CLIP and the captioner are moved, and stay.
+
+    Returns:
+        The pictures' views, captions and embeddings, on the CPU.
+
+    Raises:
+        OptionError: There is no captioner.
     """
-    networks = (parts.clip, parts.captioner.model, preset.captioner.beams, _how_seen(preset))
+    captioner = parts.need_captioner()
+    for network in (parts.clip, captioner.model):
+        network.to(device)
+    networks = (parts.clip, captioner.model, preset.captioner.beams, _how_seen(preset))
     counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
-    made_of = fingerprint(pool.digest, len(pool), _words_of(captioned), networks, counts)
+    made_of = fingerprint(pool.digest, len(pool), identity(captioned), networks, counts)
     file = folder / f"data-{made_of}.pt"
-    captions = CaptionCache(folder, parts.captioner)
+    captions = CaptionCache(folder, captioner)
     photos = CaptionedPhotos(captioned)
-    state = kept(file, lambda: _prepare(preset, parts, pool, photos, captions))
+    state = kept(file, lambda: _prepare(preset, parts, pool, photos, captions, device))
     return StageOneData(**state)
-
-
-def _words_of(captioned: Path) -> tuple[bytes, bytes]:
-    """What tells one folder of captioned photos from another."""
-    return (captioned / "captions.json").read_bytes(), (captioned / "split.json").read_bytes()
 
 
 def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
@@ -164,6 +189,7 @@ def _prepare(
     pool: Pool,
     photos: CaptionedPhotos,
     captions: CaptionCache,
+    device: torch.device,
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     views, lq_small, gt_small, labels, gt_captions = [], list[Bytes](), list[Bytes](), [], []
@@ -186,13 +212,13 @@ def _prepare(
     lq_captions = captions(_readers(lq_small), "degraded pictures")
     length = preset.embedder.clip.text_cfg.context_length
     with torch.inference_mode():
-        ids = parts.tokenizer(gt_captions, length)
+        ids = parts.tokenizer(gt_captions, length).to(device)
         f_GT = torch.cat([parts.clip.encode_text(part) for part in torch.split(ids, 256)])
     return {
         "views": torch.cat(views),
         "labels": torch.tensor(labels),
         "lq_ids": parts.tokenizer(lq_captions, length),
-        "f_GT": f_GT.clone(),
+        "f_GT": f_GT.cpu().clone(),
         "captioned": len(chosen),
     }
 

@@ -15,7 +15,7 @@ import torch
 
 from tests.unit.training.toy import toy_config, train_toy
 from training.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
-from training.loop import cosine_rate
+from training.loop import cosine_rate, seed_of
 from training.workers import Workers
 from vlmir.errors import OptionError
 
@@ -88,6 +88,34 @@ def test_a_killed_run_resumes_to_the_last_bit(tmp_path: Path) -> None:
         assert losses(tmp_path / "killed")[step] == loss
     a, b = final_state(tmp_path / "killed"), final_state(tmp_path / "whole")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_reports_do_not_depend_on_where_a_run_was_cut(tmp_path: Path) -> None:
+    sizes = {"log_every": 5, "save_every": 7}
+    train_toy(tmp_path / "whole", steps=15, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = toy_config(steps=15)
+        patch.setattr("training.loop.cosine_rate", lambda s, _: cosine_rate(s, whole))
+        train_toy(tmp_path / "parts", steps=7, **sizes)
+    train_toy(tmp_path / "parts", steps=15, resume=True, **sizes)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert list(losses(tmp_path / "parts")) == [5, 10, 15]
+
+
+def test_a_run_is_resumed_with_the_same_seed_and_data(tmp_path: Path) -> None:
+    train_toy(tmp_path, steps=4)
+    for changes, said in (({"seed": 3}, "seed 0, not 3"), ({"data": "b"}, "data 'a', not 'b'")):
+        with pytest.raises(OptionError, match=f"holds a run with {said}: say the same"):
+            train_toy(tmp_path, resume=True, **changes)
+    train_toy(tmp_path, resume=True)
+
+
+def test_seeds_differ_wherever_a_number_does() -> None:
+    seeds = {
+        seed_of(seed, step, rank) for seed in (0, 2**31) for step in range(9) for rank in (0, 1)
+    }
+    assert len(seeds) == 36 and all(0 <= seed < 2**63 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -1,4 +1,4 @@
-"""The training loops on a small network and synthetic photos: they learn, and they resume exactly."""
+"""What stage 2 trains on: the pool, the crops, their conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.cache import fingerprint
 from training.checkpoints import Checkpoints
 from training.compute import Compute
 from training.conditions import PoolConditions, no_conditions
-from training.config import load_config
+from training.config import Phase, load_config
 from training.crops import CropLoader
 from training.export import export
 from training.loop import Run, fit
@@ -62,6 +62,29 @@ def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
     assert np.array_equal(pool.lq(clean), pool.gt(clean))
 
 
+def test_pairs_of_one_scene_are_held_out_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pool.HELD_OUT", 3)
+    hazy = [("hazy", scene(i), scene(9)) for i in (5, 6)]
+    rainy = ("rainy", np.clip(scene(8) + np.int16(90), 0, 255).astype(np.uint8), scene(8))
+    pool = build_pool(tmp_path, [scene(0), scene(1)], [*hazy, rainy])
+    real = {e.label: e.photo for e in pool.entries if pool.is_real(e)}
+    assert real == {"hazy": 2, "rainy": 3}
+    assert {pool.entries[i].photo for i in pool.held_out} == {2}
+    assert len({e.lq for e in pool.entries if e.label == "hazy" and pool.is_real(e)}) == 2
+
+
+def test_streaks_of_held_out_pairs_fall_on_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.pool.HELD_OUT", 2)
+    pair = ("rainy", np.clip(scene(8) + np.int16(90), 0, 255).astype(np.uint8), scene(8))
+    pool = build_pool(tmp_path, [scene(0)], [pair])
+    synthetic = [e for e in pool.entries if e.label == "rainy" and not pool.is_real(e)]
+    assert synthetic and all(entry.strength for entry in synthetic)
+
+
 def test_a_pool_is_built_once_and_the_same(pool: Pool, tmp_path: Path) -> None:
     gt = scene(9)
     lq = np.clip(gt.astype(np.int16) + 40, 0, 255).astype(np.uint8)
@@ -74,6 +97,24 @@ def test_a_pool_is_built_once_and_the_same(pool: Pool, tmp_path: Path) -> None:
 def test_a_pool_of_other_pictures_is_not_taken_for_this_one(pool: Pool) -> None:
     with pytest.raises(ValueError, match="delete it or name another"):
         build_pool(pool.folder, [scene(3)], [])
+
+
+def test_pictures_smaller_than_the_crops_are_left_out(tmp_path: Path) -> None:
+    pool = build_pool(tmp_path, [scene(0, 72, 96), scene(1, 40, 60)], [])
+    crops = loader_of(pool, size=32, phases=(Phase(begin=9, size=64, batch=1),))(0, 64, range(8))
+    assert crops.lq.shape == (8, 3, 64, 64)
+    with pytest.raises(ValueError, match="pictures of 80×80 or more"):
+        loader_of(pool, size=80)
+
+
+def test_a_preset_of_fewer_labels_is_trained_on_those(pool: Pool) -> None:
+    fewer = tuple(label for label in LABELS if label != "clean")
+    mix = {label: 1.0 for label in fewer}
+    config = replace(STAGE2, mix=mix)
+    conditions = no_conditions(pool, replace(PRESET, labels=fewer))
+    loader = CropLoader(pool, conditions, fewer, config, T=T)
+    crops = loader(0, 32, range(40))
+    assert not (crops.lq == crops.gt).flatten(1).all(1).any()
 
 
 @pytest.mark.parametrize("names", [("lq", "gt"), ("LQ", "GT")])

@@ -37,9 +37,11 @@ class ToyTask(Task):
         batch: int = 4,
         dropout: float = 0.3,
         after_step: Callable[[int], None] | None = None,
+        data: str = "a",
     ) -> None:
         super().__init__()
         torch.manual_seed(1)
+        self.data = data
         self.net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(dropout), nn.Linear(8, 3))
         self.ema = Ema(self.net, 0.9)
         self._run, self._batch, self._after_step = run, batch, after_step
@@ -77,13 +79,15 @@ def train_toy(
     workers: Workers = ALONE,
     dropout: float = 0.3,
     after_step: Callable[[int], None] | None = None,
+    seed: int = 0,
+    data: str = "a",
     **changes: Any,
 ) -> ToyTask:
     """Train it in this process."""
     compute = Compute("fp32", torch.device("cpu"))
-    run = Run(out=out, resume=resume, compute=compute, workers=workers)
+    run = Run(out=out, resume=resume, seed=seed, compute=compute, workers=workers)
     config = toy_config(**changes)
-    task = ToyTask(run, config.batch, dropout, after_step)
+    task = ToyTask(run, config.batch, dropout, after_step, data)
     fit(task, config, run)
     return task
 
