@@ -102,7 +102,7 @@ def small_bundle(folder: Path) -> Path:
         preset=preset,
         release="small-1",
         blip=build_blip(preset.captioner, tokenizer.vocab_size),
-        tokenizer=folder / "words" / "tokenizer.json",
+        tokenizer=tokenizer,
         embedder=embedder,
         unet=unet,
         metrics={},

@@ -5,7 +5,7 @@ All are uint8 but the low-quality side of :data:`UNCLIPPED`, which is float32 ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -140,10 +140,15 @@ They are floors that tell a working release from a broken one; for blur and drop
 """
 
 
-def held_out_labels(folder: Path) -> Iterator[tuple[str, Bytes]]:
-    """(label, picture): each CBSD68 photo, never trained on, with every label at a random strength."""
+def held_out_labels(folder: Path, labels: Collection[str]) -> Iterator[tuple[str, Bytes]]:
+    """(label, picture): each CBSD68 photo, never trained on, with every one of ``labels`` at a random strength.
+
+    A damaged picture is the same whatever other labels are asked for; they come in the order of
+    :data:`vlmir.degradations.LABELS`.
+    """
     for number, gt in _held_out(folder):
         rng = np.random.default_rng(number)
         for label in LABELS:
             strength = float(rng.uniform(0.2, 1))
-            yield label, degrade_bytes(gt, label, seed=number, strength=strength)
+            if label in labels:
+                yield label, degrade_bytes(gt, label, seed=number, strength=strength)

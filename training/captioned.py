@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CaptionedPhotos"]
+__all__ = ["CaptionedPhotos", "captions_and_split"]
 
 
 class CaptionedPhotos:
@@ -52,6 +52,15 @@ class CaptionedPhotos:
         """For each photo the place in ``flat_captions`` of one of its captions, drawn evenly."""
         draw = torch.rand(len(indices), generator=generator)
         return self._first[indices] + (draw * self._count[indices]).long()
+
+
+def captions_and_split(folder: Path) -> tuple[bytes, bytes]:
+    """What tells one folder of captioned photos from another: the bytes of ``captions.json`` and of ``split.json``.
+
+    Raises:
+        FileNotFoundError: One of them is missing.
+    """
+    return (folder / "captions.json").read_bytes(), (folder / "split.json").read_bytes()
 
 
 def _read(path: Path) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Captions of pictures, made once: ``python -m training.captions --data photos/ pairs/ --pretrained runs/pretrain``.
 
 BLIP captions every picture of the pool, degraded (LQ) and clean (GT). A caption is kept under the content of its
-picture and of the captioner, as soon as its batch is done: an interrupted run goes on where it stopped, and other
-stages find what was made. Stages 1 and 2 caption by themselves what is missing.
+picture and of the captioner, as soon as its batch is done: an interrupted run goes on where it stopped, and stage 2 finds
+the captions of the degraded pictures. Stage 1 damages its pictures anew, so it captions them by itself, into the same
+kind of file.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from rich.progress import track
 from torch import Tensor
 
 from training.cache import fingerprint
-from training.command import Stage, add_common, run_stage
+from training.command import add_inputs, load_model, users_faults
 from training.data import find_data
 from training.pool import Bytes
 from training.pretrained import load_pretrained
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.preprocess import content_view
 
-__all__ = ["CaptionCache", "main", "work"]
+__all__ = ["CaptionCache", "caption", "main"]
 
 BATCH = 64
 
@@ -98,16 +99,25 @@ def main() -> None:
         prog="python -m training.captions",
         description="Caption the degraded and the clean pictures that the stages train on.",
     )
-    add_common(parser, out=Path("runs/captions"))
+    add_inputs(parser)
     parser.add_argument("--pretrained", type=Path, help="where BLIP is (default: as in stage 1)")
-    run_stage(parser.parse_args(), "captions")
+    arguments = parser.parse_args()
+    with users_faults("captions"):
+        caption(arguments)
 
 
-def work(arguments: argparse.Namespace, stage: Stage) -> None:
-    """Caption the pool; the captions lie beside it."""
-    parts = load_pretrained(stage.preset, arguments.pretrained)
+def caption(arguments: argparse.Namespace) -> None:
+    """Caption the pool; the captions lie beside it.
+
+    Raises:
+        VlmirError: The arguments name no model, or nothing to caption.
+        FileNotFoundError: BLIP is not there.
+        ValueError: The pool was made of other pictures.
+    """
+    _, preset = load_model(arguments)
+    parts = load_pretrained(preset, arguments.pretrained)
     pool = find_data(arguments.data).pool(arguments.pool)
-    captions = CaptionCache(arguments.pool, parts.captioner)
+    captions = CaptionCache(arguments.pool, parts.need_captioner())
     for what, picture in (("LQ", pool.lq), ("GT", pool.gt)):
         words = captions([partial(picture, i) for i in range(len(pool))], f"{what} pictures")
         print(

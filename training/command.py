@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -16,13 +18,20 @@ from training.checkpoints import Checkpoints
 from training.compute import PRECISIONS, Compute
 from training.config import CONFIGS, TrainingConfig, load_config
 from training.loop import Run
-from training.pretrained import PRETRAIN
-from training.tracking import tracked
-from training.workers import ALONE, Workers, run_in_workers
+from training.tracking import tracked, tracking_uri
+from training.workers import ALONE, FAULTS, Workers, run_in_workers
 from vlmir.config import Preset, load_preset
-from vlmir.errors import OptionError, VlmirError
+from vlmir.errors import OptionError
 
-__all__ = ["Stage", "add_common", "run_stage"]
+__all__ = [
+    "Stage",
+    "add_common",
+    "add_inputs",
+    "check_batches",
+    "load_model",
+    "run_stage",
+    "users_faults",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +43,8 @@ class Stage:
     run: Run
 
 
-def add_common(parser: argparse.ArgumentParser, out: Path) -> None:
-    """Add the arguments that every stage has."""
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model is meant and what it reads."""
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--preset", choices=CONFIGS, default="tiny", help="architecture and its shipped config"
@@ -56,12 +65,18 @@ def add_common(parser: argparse.ArgumentParser, out: Path) -> None:
         metavar="FOLDER",
         help="clean photos, pairs as <label>/{LQ,GT}, or captioned photos: seen from the layout",
     )
-    what.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    how = parser.add_argument_group("how it runs")
-    how.add_argument("--out", type=Path, default=out, help=f"checkpoints and log (default: {out})")
-    how.add_argument(
+    what.add_argument(
         "--pool", type=Path, default=Path("runs/pool"), help="degraded pictures; made if not there"
     )
+    what.add_argument("--threads", type=int, help="CPU threads; the machine's number if not given")
+
+
+def add_common(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Add the arguments that every stage has."""
+    add_inputs(parser)
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    how.add_argument("--out", type=Path, default=out, help=f"checkpoints and log (default: {out})")
     how.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint, to the last bit"
     )
@@ -69,8 +84,30 @@ def add_common(parser: argparse.ArgumentParser, out: Path) -> None:
         "--workers", type=int, default=1, metavar="N", help="processes under Ray Train (default: 1)"
     )
     how.add_argument("--precision", choices=PRECISIONS, default="auto", help="of matrix products")
-    how.add_argument("--threads", type=int, help="CPU threads; the machine's number if not given")
     how.add_argument("--untracked", action="store_true", help="record nothing in MLflow")
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[TrainingConfig, Preset]:
+    """The config and the architecture that the arguments of :func:`add_inputs` name; sets the threads, too.
+
+    Raises:
+        OptionError: There is no such config, or a change of it is none.
+        BundleError: A key of either is unknown, missing or of the wrong type.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config or arguments.preset, arguments.set)
+    return config, load_preset(config.preset)
+
+
+@contextmanager
+def users_faults(name: str) -> Iterator[None]:
+    """Faults of the user in the block are told in one line by ``training.<name>`` and end with status 2."""
+    try:
+        yield
+    except FAULTS as error:
+        print(f"training.{name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_stage(arguments: argparse.Namespace, name: str) -> None:
@@ -78,36 +115,56 @@ def run_stage(arguments: argparse.Namespace, name: str) -> None:
 
     It is found by name: workers import it, where the module that was started is called ``__main__``.
     """
-    try:
-        if arguments.workers > 1:
-            _run_shared(arguments, name)
-        else:
-            _run(arguments, name, ALONE)
-    except (VlmirError, FileNotFoundError, ValueError) as error:
-        print(f"training.{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+    with users_faults(name):
+        begun = sorted(arguments.out.glob("*/step-*.pt"))
+        if begun and not arguments.resume:
+            raise OptionError(
+                f"{begun[-1]} is of an earlier run: go on with --resume, or name another --out."
+            )
+        if arguments.workers < 1:
+            raise OptionError(f"--workers must be at least 1, not {arguments.workers}.")
+        if arguments.workers == 1:
+            _run(arguments, name, tracking_uri(), ALONE)
+            return
+        config, _ = load_model(arguments)
+        check_batches(config, name, arguments.workers)
+        # Those that replace lost workers resume.
+        resuming = argparse.Namespace(**{**vars(arguments), "resume": True})
+        work = partial(_run, resuming, name, tracking_uri())
+        run_in_workers(arguments.workers, work, arguments.out)
 
 
-def _run_shared(arguments: argparse.Namespace, name: str) -> None:
-    """Run in several workers; those that replace lost ones resume, so the question is asked here."""
-    begun = sorted(arguments.out.glob("*/step-*.pt"))
-    if begun and not arguments.resume:
-        raise OptionError(
-            f"{begun[-1]} is of an earlier run: go on with --resume, or name another --out."
-        )
-    resuming = argparse.Namespace(**{**vars(arguments), "resume": True})
-    run_in_workers(arguments.workers, partial(_run, resuming, name), arguments.out)
+def check_batches(config: TrainingConfig, name: str, workers: int) -> None:
+    """Refuse a stage's batches that workers cannot share evenly.
+
+    Args:
+        config: All stages'.
+        name: The stage's: ``pretrain``, ``stage1`` or ``stage2``.
+        workers: How many there are.
+
+    Raises:
+        OptionError: A batch is no multiple of their number; the message names it.
+    """
+    one, two = config.stage1, config.stage2
+    loops = {"stage1.stem": one.stem, "stage1.joint": one.joint, "stage2.loop": two.loop}
+    if config.pretrain is not None:
+        loops |= {"pretrain.clip": config.pretrain.clip, "pretrain.blip": config.pretrain.blip}
+    batches = {f"{key}.batch": loop.batch for key, loop in loops.items() if loop.steps}
+    batches |= {f"stage2.phases[{i}].batch": phase.batch for i, phase in enumerate(two.phases)}
+    if one.joint.steps:  # each worker takes as many captioned photos as pictures of the pool
+        batches["half of stage1.joint.batch"] = one.joint.batch // 2
+    for key, batch in batches.items():
+        if f"{name}." in key and batch % workers:
+            raise OptionError(f"{key}, {batch}, cannot be shared evenly by {workers} workers.")
 
 
-def _run(arguments: argparse.Namespace, name: str, workers: Workers) -> None:
-    """A stage's work in this process."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+def _run(arguments: argparse.Namespace, name: str, server: str, workers: Workers) -> None:
+    """A stage's work in this process, recorded on a tracking server."""
+    config, preset = load_model(arguments)
     torch.manual_seed(arguments.seed)
-    config = load_config(arguments.config or arguments.preset, arguments.set)
     stage = Stage(
         config=config,
-        preset=load_preset(config.preset),
+        preset=preset,
         run=Run(
             out=arguments.out,
             resume=arguments.resume,
@@ -120,12 +177,14 @@ def _run(arguments: argparse.Namespace, name: str, workers: Workers) -> None:
     if arguments.untracked or workers.rank > 0:
         work(arguments, stage)
         return
-    built_on = {"captioner": getattr(arguments, "pretrained", None) or PRETRAIN}
-    if hasattr(arguments, "stage1"):
-        built_on["embedder"] = arguments.stage1
     params = {**dataclasses.asdict(config), "seed": arguments.seed, "workers": workers.count}
     with tracked(
-        Path(config.preset).stem, name, arguments.out, params=params, built_on=built_on
+        Path(config.preset).stem,
+        name,
+        arguments.out,
+        params=params,
+        resumes=any(arguments.out.glob("*/step-*.pt")),
+        server=server,
     ) as tracker:
         run = dataclasses.replace(stage.run, tracker=tracker)
         work(arguments, dataclasses.replace(stage, run=run))

@@ -29,7 +29,7 @@ __all__ = [
     "load_config",
 ]
 
-CONFIGS = ("tiny", "base")
+CONFIGS = ("tiny", "base", "daclip")
 """Names of the configs that ship with the package."""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,8 +29,8 @@ from training.language import best_constant_bleu, caption_bleu, retrieval_recall
 from training.restoration import SETTINGS, Judges, measure_bench
 from training.speed import measure_speed
 from training.table import identity
-from vlmir.bundle import load_bundle
-from vlmir.errors import BundleError
+from vlmir.bundle import Bundle, load_bundle
+from vlmir.errors import OptionError, VlmirError
 from vlmir.metrics.perceptual import ALEXNET, INCEPTION
 from vlmir.options import RestoreOptions
 from vlmir.parts import build_captioner, build_embedder
@@ -39,6 +39,9 @@ from vlmir.pipeline import Restorer
 __all__ = ["main", "measure_language"]
 
 PARTS = ("bench", "synthetic", "labels", "language", "alignment", "consistency", "speed")
+
+CAPTIONED = ("language", "alignment")
+"""Parts that need a captioner."""
 
 Measurement = Callable[[], dict[str, Any]]
 
@@ -67,11 +70,12 @@ def main() -> None:
     torch.manual_seed(0)
     try:
         judges = Judges.find(arguments.lpips_backbone, arguments.inception)
-    except BundleError as error:
+        parts = _parts(arguments, load_bundle(arguments.bundle))
+    except VlmirError as error:
         parser.error(str(error))
     results = _earlier(arguments.out, arguments.bundle)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, measure in _measurements(arguments, judges):
+    for name, measure in _measurements(arguments, judges, parts):
         _put_down(results, name, measure(), arguments.out)
     print(
         f"written to {arguments.out}; `python -m training.table {arguments.out}` makes tables of it"
@@ -118,13 +122,12 @@ def _put_down(results: dict[str, Any], name: str, numbers: dict[str, Any], out: 
 
 
 def _measurements(
-    arguments: argparse.Namespace, judges: Judges
+    arguments: argparse.Namespace, judges: Judges, parts: Collection[str]
 ) -> Iterator[tuple[str, Measurement]]:
-    """What the arguments ask for: names, and the functions that measure them."""
+    """What the arguments ask for: names, and the functions that measure them; ``parts`` are some of ``PARTS``."""
     bundle, limit = arguments.bundle, arguments.limit
     restorer, bench = Restorer.load(bundle), arguments.data / "bench"
     captioned = arguments.data / "captioned"
-    only = arguments.only or _default_parts(arguments)
 
     def on_bench(
         name: str, restorer: Restorer, options: RestoreOptions, title: str
@@ -134,11 +137,11 @@ def _measurements(
             restorer, pairs(), options, judges, title=title, seeds=arguments.seeds
         )
 
-    if "bench" in only:
+    if "bench" in parts:
         for setting in arguments.setting or SETTINGS:
             for name in (*BENCHES, *UNCLIPPED):
                 yield on_bench(name, restorer, SETTINGS[setting], f"{name}, {setting}")
-    if "synthetic" in only:
+    if "synthetic" in parts:
         for setting in arguments.setting or ["one-step"]:
             for name in SYNTHETIC:
                 yield on_bench(name, restorer, SETTINGS[setting], f"{name}, {setting}")
@@ -156,7 +159,28 @@ def _measurements(
         "consistency": partial(measure_consistency, restorer, bench, bundle),
         "speed": partial(measure_speed, restorer, bundle, photo),
     }
-    yield from ((name, measure) for name, measure in others.items() if name in only)
+    yield from ((name, measure) for name, measure in others.items() if name in parts)
+
+
+def _parts(arguments: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
+    """What is measured; without a captioner, what needs captions is left out where nobody named it.
+
+    Raises:
+        OptionError: Somebody did.
+    """
+    only = arguments.only or ()
+    parts = tuple(only or _default_parts(arguments))
+    if "captioner" in bundle.digests:
+        return parts
+    named = [name for name in CAPTIONED if name in only] + ["--ablate"] * arguments.ablate
+    if named:
+        raise OptionError(
+            f"{', '.join(named)} cannot be measured: {bundle.folder} has no captioner."
+        )
+    left_out = [name for name in CAPTIONED if name in parts]
+    if left_out:
+        print(f"left out: {', '.join(left_out)}, since the bundle has no captioner")
+    return tuple(name for name in parts if name not in CAPTIONED)
 
 
 def _default_parts(arguments: argparse.Namespace) -> tuple[str, ...]:

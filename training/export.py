@@ -15,6 +15,7 @@ import torch
 from training.checkpoints import Checkpoints
 from training.config import CONFIGS, load_config
 from training.pretrained import load_embedder
+from vlmir.bundle import load_bundle
 from vlmir.config import Preset, load_preset
 from vlmir.errors import VlmirError
 from vlmir.nn import UNet
@@ -36,7 +37,16 @@ def export(
 
     The label prototypes are those that stage 2 trained with. Numbers come later, by :mod:`training.table`.
 
+    Args:
+        out: The bundle's folder.
+        preset: The architecture that was trained.
+        pretrained: CLIP and BLIP, as for the stages.
+        stage1: Stage 1's folder, or a bundle whose embedder was kept; one without a captioner gives another such.
+        stage2: Stage 2's folder.
+        release: Name and version of the weights.
+
     Raises:
+        BundleError: A bundle's weights do not fit the preset.
         FileNotFoundError: A checkpoint is missing.
         ValueError: Stage 2 has seen no conditions yet.
     """
@@ -51,12 +61,25 @@ def export(
         out,
         preset=preset,
         release=release,
-        blip=parts.captioner.model,
+        blip=None if parts.captioner is None else parts.captioner.model,
         tokenizer=parts.words,
         embedder=embedder.network,
         unet=unet,
         metrics={},
     )
+
+
+def write_onnx_of(bundle: Path, folder: Path) -> None:
+    """The embedder of a bundle as ONNX files and entries of a model repository in ``folder``.
+
+    Raises:
+        FileExistsError: The repository has another model as its first version.
+        ValueError: A graph differs from torch.
+    """
+    from training.onnx_export import write_onnx  # brings onnx, which nothing else here needs
+
+    for graph in write_onnx(load_bundle(bundle), folder):
+        print(f"{folder / graph.name}.onnx: {len(graph.data) / 1e6:.1f} MB, checked against torch")
 
 
 def main() -> None:
@@ -71,6 +94,12 @@ def main() -> None:
     parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"))
     parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"))
     parser.add_argument("--release", required=True, help="name and version of these weights")
+    parser.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FOLDER",
+        help="write the embedder there as ONNX, too, with entries of a Triton model repository",
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     preset = load_preset(load_config(arguments.config or arguments.preset).preset)
@@ -83,7 +112,9 @@ def main() -> None:
             stage2=arguments.stage2,
             release=arguments.release,
         )
-    except (VlmirError, FileNotFoundError, ValueError) as error:
+        if arguments.onnx is not None:
+            write_onnx_of(arguments.out, arguments.onnx)
+    except (VlmirError, OSError, ValueError) as error:
         print(f"training.export: {error}", file=sys.stderr)
         sys.exit(2)
     print(

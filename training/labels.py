@@ -27,14 +27,15 @@ def measure_labels(bundle: str, folder: Path, limit: int | None) -> dict[str, An
         limit: Only so many photos; None: all.
 
     Returns:
-        ``accuracy`` (0…1) and ``pictures`` over all; each label with its own accuracy; ``ci95`` of ``accuracy``, over
-        photos, since the copies of one photo are not independent; ``confusion``: true label → judged label → pictures.
+        ``accuracy`` (0…1) and ``pictures`` over all; each of the bundle's labels with its own accuracy; ``ci95`` of
+        ``accuracy``, over photos, since the copies of one photo are not independent; ``confusion``: true label →
+        judged label → pictures.
     """
     embedder = build_embedder(load_bundle(bundle))
     labels = embedder.labels
     confusion = {truth: dict.fromkeys(labels, 0) for truth in labels}
     hits = []
-    pictures = list(islice(held_out_labels(folder), limit and limit * len(labels)))
+    pictures = list(islice(held_out_labels(folder, labels), limit and limit * len(labels)))
     for truth, picture in track(pictures, "labels"):
         judged = embedder.embed_image(to_float(picture)).degradation
         confusion[truth][judged] += 1

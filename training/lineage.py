@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking import RECORD, choose_experiment
+from training.tracking import RECORD, choose_experiment, find_run
 
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 __all__ = ["Lineage", "find_lineage"]
 
@@ -56,35 +55,21 @@ def find_lineage(client: MlflowClient, stage2: Path | None, model: str) -> Linea
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {stage2} is no stage that MLflow recorded.")
     own = json.loads(file.read_text("utf-8"))["run"]
-    sampler = _run(client, own)
+    sampler = find_run(client, own)
     if sampler is None:
         print(f"run {own} of {stage2} is not on this tracking server: not linked", file=sys.stderr)
         return Lineage(experiment=_experiment(client, model), named={"sampler": own})
     # Stage 1 may have named the captioner that stage 2 did not.
     stage1 = sampler.data.tags.get("vlmir.embedder_run")
-    embedder = _run(client, stage1) if stage1 else None
+    embedder = find_run(client, stage1) if stage1 else None
     tags = (embedder.data.tags if embedder else {}) | sampler.data.tags
     named = {p: run for p in ("captioner", "embedder") if (run := tags.get(f"vlmir.{p}_run"))}
     named["sampler"] = own
     return Lineage(
         experiment=sampler.info.experiment_id,
         named=named,
-        found=frozenset(run for run in named.values() if _run(client, run)),
+        found=frozenset(run for run in named.values() if find_run(client, run)),
     )
-
-
-def _run(client: MlflowClient, run: str) -> Run | None:
-    """A run that the server has, else None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_run(run)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    # A deleted run can be read, but takes no more entries.
-    return found if found.info.lifecycle_stage == "active" else None
 
 
 def _experiment(client: MlflowClient, model: str) -> str:

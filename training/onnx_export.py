@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from training.triton_repository import BACKENDS, Backend, write_entry
 from vlmir import __version__
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.degradations import degrade
+from vlmir.errors import VlmirError
 from vlmir.image.color import to_float
 from vlmir.parts import build_embedder
 from vlmir.vlm.clip import DegradationCLIP
@@ -260,10 +262,14 @@ def main() -> None:
         help="of Triton; python is for a Triton without the onnxruntime backend",
     )
     arguments = parser.parse_args()
-    bundle = load_bundle(arguments.bundle)
-    written = write_onnx(
-        bundle, arguments.out, version=arguments.version, backend=arguments.backend
-    )
+    try:
+        bundle = load_bundle(arguments.bundle)
+        written = write_onnx(
+            bundle, arguments.out, version=arguments.version, backend=arguments.backend
+        )
+    except (VlmirError, OSError, ValueError) as error:
+        print(f"training.onnx_export: {error}", file=sys.stderr)
+        sys.exit(2)
     for graph in written:
         measured = ", ".join(f"{name} {d:.1e}" for name, d in graph.differences.items())
         print(f"{graph.name}.onnx: {len(graph.data) / 1e6:.1f} MB; from torch {measured}")

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.cache import fingerprint
-from training.captioned import CaptionedPhotos, identity
+from training.captioned import CaptionedPhotos, captions_and_split
 from training.command import Stage, add_common, run_stage
 from training.data import find_data
 from training.loop import Run, Task, fit, seed_of
@@ -47,7 +46,7 @@ def augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 def contrastive_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over the batch's B×B cosine similarities (CLIP; paper, eq. 1)."""
     logits = scale * F.normalize(images_BD, dim=-1) @ F.normalize(texts_BD, dim=-1).T
-    target = torch.arange(len(logits))
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -144,7 +143,7 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
             f"{preset.name} starts from public weights; there is nothing to pretrain."
         )
     folder = find_data(arguments.data).one_captioned()
-    run.tracker.tag("data.digest", fingerprint(identity(folder)))
+    run.tracker.tag("data.digest", fingerprint(captions_and_split(folder)))
     run.tracker.built_on()
     data = CaptionedPhotos(folder)
     words = run.out / "tokenizer.json"
@@ -171,10 +170,11 @@ def _begin(
     """Lay out the tokenizer; CLIP and BLIP of the bundle to go on from, or None."""
     if init is not None:
         start = load_pretrained(preset, init)
+        captioner = start.need_captioner()
         assert start.words is not None
         words.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(start.words, words)
-        return start.clip, start.captioner.model
+        words.write_text(start.words.text, encoding="utf-8")
+        return start.clip, captioner.model
     if not words.is_file():
         vocabulary = preset.embedder.clip.text_cfg.vocab_size
         CaptionTokenizer.train([*data.train_captions, *preset.labels], vocabulary, words)

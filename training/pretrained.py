@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.checkpoints import Checkpoints
-from vlmir.bundle import load_bundle
+from vlmir.bundle import Bundle, load_bundle
 from vlmir.config import Preset
-from vlmir.parts import build_captioner, build_frozen_clip, fill_embedder
+from vlmir.errors import OptionError
+from vlmir.parts import (
+    build_captioner,
+    build_frozen_clip,
+    build_tokenizer,
+    fill_embedder,
+    has_lora,
+)
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import DegradationCLIP, build_clip
 from vlmir.vlm.embedder import ClipEmbedder
@@ -25,11 +32,24 @@ class Pretrained(NamedTuple):
     """The parts that stage 1 starts from."""
 
     clip: Any
-    captioner: BlipCaptioner
+    captioner: BlipCaptioner | None
+    """None where they come from a bundle without one, such as DA-CLIP's."""
     tokenizer: Tokenizer
     """CLIP's."""
-    words: Path | None
-    """The file of tiny's tokenizer, which both share; None for public weights."""
+    words: CaptionTokenizer | None
+    """The captioner's, which CLIP may share; None without a captioner."""
+    folder: Path | None
+    """Where they were read from; None for public weights."""
+
+    def need_captioner(self) -> BlipCaptioner:
+        """The captioner.
+
+        Raises:
+            OptionError: There is none.
+        """
+        if self.captioner is None:
+            raise OptionError(f"{self.folder} has no captioner, but captions are needed here.")
+        return self.captioner
 
 
 def load_pretrained(preset: Preset, folder: Path | None) -> Pretrained:
@@ -45,14 +65,11 @@ def load_pretrained(preset: Preset, folder: Path | None) -> Pretrained:
     """
     if folder is None and preset.captioner.hub:
         clip = public_clip(preset.embedder)
-        return Pretrained(clip.eval(), public_captioner(preset.captioner), ClipTokenizer(), None)
+        captioner, words = public_captioner(preset.captioner)
+        return Pretrained(clip.eval(), captioner, ClipTokenizer(), words, None)
     folder = folder or PRETRAIN
     if (folder / "bundle.json").is_file():
-        bundle = load_bundle(folder)
-        file = bundle.file("captioner", "tokenizer.json")
-        tokenizer = CaptionTokenizer(file)
-        captioner = BlipCaptioner(preset.captioner, build_captioner(bundle).model, tokenizer)
-        return Pretrained(build_frozen_clip(bundle).eval(), captioner, tokenizer, file)
+        return _of_bundle(preset, load_bundle(folder))
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run training.pretrain first.")
@@ -65,12 +82,33 @@ def load_pretrained(preset: Preset, folder: Path | None) -> Pretrained:
         state = Checkpoints(folder / name).require("training.pretrain")
         model.load_state_dict(state["model"])
     captioner = BlipCaptioner(preset.captioner, blip, tokenizer)
-    return Pretrained(clip.eval(), captioner, tokenizer, file)
+    return Pretrained(clip.eval(), captioner, tokenizer, tokenizer, folder)
 
 
-def new_embedder(preset: Preset, parts: Pretrained, init: Path | None) -> DegradationCLIP:
-    """The network of stage 1: around the pretrained CLIP, or that of the bundle ``init``."""
-    network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip)
+def _of_bundle(preset: Preset, bundle: Bundle) -> Pretrained:
+    clip, tokenizer = build_frozen_clip(bundle).eval(), build_tokenizer(bundle)
+    if "captioner" not in bundle.digests:
+        return Pretrained(clip, None, tokenizer, None, bundle.folder)
+    words = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
+    captioner = BlipCaptioner(preset.captioner, build_captioner(bundle).model, words)
+    return Pretrained(clip, captioner, tokenizer, words, bundle.folder)
+
+
+def new_embedder(
+    preset: Preset, parts: Pretrained, init: Path | None, *, lora: bool = True
+) -> DegradationCLIP:
+    """The network of stage 1: around the pretrained CLIP, or that of the bundle ``init``.
+
+    Args:
+        preset: The architecture.
+        parts: What it builds on.
+        init: The bundle; without LoRA updates in it, those of the network start as the identity.
+        lora: Whether it has LoRA updates at all.
+
+    Raises:
+        BundleError: The bundle's weights do not fit the preset.
+    """
+    network = DegradationCLIP(preset.embedder, len(preset.labels), parts.clip, lora=lora)
     length = preset.embedder.clip.text_cfg.context_length
     network.set_labels(parts.tokenizer(preset.labels, length))
     if init is not None:
@@ -85,10 +123,11 @@ def load_embedder(
 
     Raises:
         FileNotFoundError: Stage 1 has not run.
+        BundleError: The bundle's weights do not fit the preset.
     """
     if (stage1 / "bundle.json").is_file():
         parts = load_pretrained(preset, stage1)
-        network = new_embedder(preset, parts, stage1)
+        network = new_embedder(preset, parts, stage1, lora=has_lora(load_bundle(stage1)))
     else:
         parts = load_pretrained(preset, pretrained)
         network = new_embedder(preset, parts, None)

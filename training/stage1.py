@@ -174,13 +174,14 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
         pool = folders.pool(arguments.pool)
         run.tracker.tag("data.digest", pool.digest)
     parts = load_pretrained(preset, arguments.init or arguments.pretrained)
-    run.tracker.built_on(captioner=parts.words and parts.words.parent)
+    parts.need_captioner()
+    run.tracker.built_on(captioner=parts.folder)
     network = new_embedder(preset, parts, arguments.init)
     if network.controller.stem is not None and config.stem.steps:
         # Prepared in a scope of its own: its pictures take more memory than the joint phase has to spare.
         train_stem(network, arguments, stage)
     with run.workers.first_alone():
-        data = prepare_stage1(preset, parts, pool, captioned, arguments.pool)
+        data = prepare_stage1(preset, parts, pool, captioned, arguments.pool, run.compute.device)
     joint = config.joint
     task = JointTask(network, data, batch=joint.batch, alpha=config.alpha, run=run)
     fit(task, joint, run)

@@ -48,6 +48,12 @@ class Ema:
         self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Take the values of another average of the same parameters."""
+        for name, own in self.average.items():
+            own.copy_(average[name])
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the parameters; early steps move faster, so the random start is forgotten."""
         keep = min(self._decay, (step + 1) / (step + 10))
@@ -143,8 +149,8 @@ class SamplerTask(Task):
         return {"ema": self.ema.average, "prototypes": self._loader.prototypes}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take the average back."""
-        self.ema.average = state["ema"]
+        """Take the average back, into the tensors that are there: their device and their layout stay."""
+        self.ema.load(state["ema"])
 
     def validate(self, step: int, tracker: Tracker) -> dict[str, float]:
         """PSNR of one evaluation by the averaged network on held-out crops, by label; pictures: LQ, restored, GT."""
@@ -208,10 +214,10 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
             conditions = no_conditions(pool, preset)
         else:
             parts, embedder = load_embedder(preset, arguments.pretrained, arguments.stage1)
-            run.tracker.built_on(
-                captioner=parts.words and parts.words.parent, embedder=arguments.stage1
-            )
-            conditions = embed_pool(pool, parts.captioner, embedder, arguments.pool)
+            run.tracker.built_on(captioner=parts.folder, embedder=arguments.stage1)
+            # A network without semantic attention reads no captions.
+            captioner = parts.need_captioner() if preset.sampler.unet.semantic else None
+            conditions = embed_pool(pool, captioner, embedder, arguments.pool, run.compute.device)
     T = preset.sampler.schedule.T
     loader = CropLoader(
         pool, conditions, preset.labels, config, T=T, seed=run.seed, blind=arguments.blind

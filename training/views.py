@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.cache import fingerprint, kept
-from training.captioned import CaptionedPhotos, identity
+from training.captioned import CaptionedPhotos, captions_and_split
 from training.captions import CaptionCache
 from training.pool import Bytes, Pool, degrade_bytes
 from training.pretrained import Pretrained
@@ -123,7 +123,9 @@ def to_tensor(pixels_HWC: Bytes) -> Tensor:
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
     """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
     counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
-    made_of = fingerprint(pool.digest, len(pool), identity(captioned), _how_seen(preset), counts)
+    made_of = fingerprint(
+        pool.digest, len(pool), captions_and_split(captioned), _how_seen(preset), counts
+    )
     file = folder / f"damage-{made_of}.pt"
     return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned))))
 
@@ -160,7 +162,7 @@ def prepare_stage1(
         network.to(device)
     networks = (parts.clip, captioner.model, preset.captioner.beams, _how_seen(preset))
     counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
-    made_of = fingerprint(pool.digest, len(pool), identity(captioned), networks, counts)
+    made_of = fingerprint(pool.digest, len(pool), captions_and_split(captioned), networks, counts)
     file = folder / f"data-{made_of}.pt"
     captions = CaptionCache(folder, captioner)
     photos = CaptionedPhotos(captioned)

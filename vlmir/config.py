@@ -131,7 +131,7 @@ class EmbedderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
-    """A BLIP captioner (Li et al. 2022); the sizes are unused where ``hub`` names public weights."""
+    """A BLIP captioner (Li et al. 2022); where ``hub`` names public weights, the sizes are theirs."""
 
     image_size: int
     """Side of the square input in pixels."""

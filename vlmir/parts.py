@@ -27,9 +27,11 @@ __all__ = [
     "build_captioner",
     "build_embedder",
     "build_frozen_clip",
+    "build_tokenizer",
     "build_unet",
     "count_parameters",
     "fill_embedder",
+    "has_lora",
     "save_bundle",
 ]
 
@@ -45,11 +47,29 @@ def build_captioner(bundle: Bundle) -> BlipCaptioner:
         BundleError: It has none, or its files do not fit the preset.
     """
     tokenizer = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
+    state = _read(bundle.file("captioner", MODEL))
+    words, positions = _rows(state, "word"), _rows(state, "position")
+    if words is not None and words < tokenizer.vocab_size:
+        raise BundleError(
+            f"The captioner in {bundle.folder} knows {words} word pieces, its tokenizer {tokenizer.vocab_size}."
+        )
     with _no_init():
-        blip = build_blip(bundle.preset.captioner, tokenizer.vocab_size)
-    load_strictly(blip, _read(bundle.file("captioner", MODEL)), may_miss=_TIED)
+        blip = build_blip(
+            bundle.preset.captioner,
+            words or tokenizer.vocab_size,
+            positions=positions,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+        )
+    load_strictly(blip, state, may_miss=_TIED)
     blip.tie_weights()
     return BlipCaptioner(bundle.preset.captioner, blip, tokenizer)
+
+
+def _rows(state: dict[str, Tensor], what: str) -> int | None:
+    """Rows of BLIP's word or position embeddings, of which public weights have more than are used; None: missing."""
+    table = state.get(f"text_decoder.bert.embeddings.{what}_embeddings.weight")
+    return None if table is None else len(table)
 
 
 def build_embedder(bundle: Bundle) -> ClipEmbedder:
@@ -64,11 +84,15 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
     network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)
-    return ClipEmbedder(network, _tokenizer(bundle), preset.labels)
+    return ClipEmbedder(network, build_tokenizer(bundle), preset.labels)
 
 
-def _tokenizer(bundle: Bundle) -> Tokenizer:
-    """The words of the embedder's text tower."""
+def build_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The words of the embedder's text tower.
+
+    Raises:
+        BundleError: They are the captioner's, and there is none, or they are damaged.
+    """
     if bundle.preset.embedder.tokenizer == "open_clip":
         return ClipTokenizer()
     return CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
@@ -77,12 +101,21 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
 def fill_embedder(network: DegradationCLIP, bundle: Bundle) -> None:
     """Load a bundle's embedder into a network whose LoRA updates can be trained further.
 
+    Where the bundle has no LoRA updates, those of the network stay as they are.
+
     Raises:
         BundleError: Its tensors do not fit the network.
     """
     state, lora = _embedder_tensors(bundle)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
-    load_lora(network, lora)
+    if lora:
+        load_lora(network, lora)
+
+
+def has_lora(bundle: Bundle) -> bool:
+    """Whether a bundle's embedder reads captions of damaged pictures in its own way, by LoRA updates."""
+    with safe_open(bundle.file("embedder", MODEL), framework="pt") as file:
+        return any(name.startswith("lora.") for name in file.keys())  # noqa: SIM118 - no mapping
 
 
 def _embedder_tensors(bundle: Bundle) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -135,7 +168,7 @@ def save_bundle(
     preset: Preset,
     release: str,
     blip: nn.Module | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: CaptionTokenizer | None = None,
     embedder: DegradationCLIP,
     unet: UNet,
     metrics: dict[str, Any],
@@ -148,7 +181,7 @@ def save_bundle(
         preset: The architecture of all parts.
         release: Name and version of the weights.
         blip: The captioner's network; None: the bundle has no captioner.
-        tokenizer: The captioner's ``tokenizer.json``, which the embedder may share; None with ``blip``.
+        tokenizer: The captioner's words, which the embedder may share; None with ``blip``.
         embedder: The embedder's network, with its LoRA layers; one without them reads captions, once stored, by the
             frozen text tower alone.
         unet: The restoring network, holding the weights to ship.
@@ -165,7 +198,7 @@ def save_bundle(
     own |= {f"lora.{name}": tensor for name, tensor in lora_tensors(embedder).items()}
     if blip is not None and tokenizer is not None:
         _write(folder / "captioner" / MODEL, _untied(blip.state_dict()), dtype)
-        (folder / "captioner" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+        (folder / "captioner" / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
     _write(folder / "embedder" / MODEL, own, dtype)
     _write(folder / "sampler" / MODEL, unet.state_dict(), dtype)
     data = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.unit.training.pictures import write_photos
 from tests.unit.training.toy import toy_config, train_toy
 from training.checkpoints import Checkpoints
 from training.workers import Workers, run_in_workers
+from vlmir.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,28 +98,89 @@ def test_a_lost_worker_is_replaced(tmp_path: Path) -> None:
     assert state is not None and state["step"] == 12
 
 
-def test_a_stage_runs_in_workers_from_the_command_line(
+class Failing:
+    """The first worker alone meets a fault of the user, and the others wait for it."""
+
+    def __init__(self, tries: Path) -> None:
+        self.tries = tries
+
+    def __call__(self, workers: Workers) -> None:
+        with self.tries.open("a") as file:
+            file.write(f"{workers.rank}\n")
+        with workers.first_alone():
+            if workers.rank == 0:
+                raise FileNotFoundError("photos is missing")
+
+
+def test_a_fault_of_the_user_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(OptionError, match=r"^photos is missing$"):
+        run_in_workers(2, Failing(tmp_path / "tries"), tmp_path / "ray")
+    assert sorted((tmp_path / "tries").read_text().split()) == ["0", "1"]
+    assert time.monotonic() - began < 60
+
+
+def test_a_stage_stops_and_goes_on_where_it_was_started(
     tmp_path: Path, small_bundle_folder: Path
 ) -> None:
     write_photos(tmp_path / "photos", 2)
     (tmp_path / "small.json").write_text(json.dumps(small_preset().to_dict()))
+    shutil.copytree(small_bundle_folder, tmp_path / "stage1")
     config = ROOT / "training" / "configs" / "tiny.toml"
+    steps = 60
     changes = {
-        "preset": tmp_path / "small.json",
+        "preset": "small.json",
         "stage2.size": 32,
         "stage2.phases": [],
-        "stage2.loop.steps": 4,
+        "stage2.loop.steps": steps,
         "stage2.loop.batch": 2,
         "stage2.loop.log_every": 1,
+        "stage2.loop.validate_every": 0,
     }
     command = [sys.executable, "-m", "training.stage2", "--config", str(config)]
-    command += ["--data", str(tmp_path / "photos"), "--pool", str(tmp_path / "pool")]
-    command += ["--stage1", str(small_bundle_folder), "--out", str(tmp_path / "out")]
-    command += ["--workers", "2", "--threads", "1", "--untracked", "--no-compile"]
+    command += ["--data", "photos", "--pool", "pool", "--stage1", "stage1"]
+    command += ["--workers", "2", "--threads", "1", "--no-compile", "--precision", "fp32"]
     for key, value in changes.items():
         command += ["--set", f"{key}={value}"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4]
-    refused = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    here = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        "RAY_ADDRESS": "local",
+    }
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*command, *more], cwd=tmp_path, env=here, text=True, stdout=pipe, stderr=pipe
+        )
+
+    out = tmp_path / "runs" / "stage2"
+    running = start()
+    deadline = time.monotonic() + 150
+    while not (out / "metrics.jsonl").is_file():
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    said, errors = running.communicate(timeout=100)
+    assert running.returncode == 0, errors
+    assert "stopped after step" in said
+    state = Checkpoints(out / "sampler").latest()
+    assert state is not None and 0 < state["step"] < steps
+    refused = subprocess.run(command, cwd=tmp_path, env=here, text=True, capture_output=True)
     assert refused.returncode == 2 and "go on with --resume" in refused.stderr
+    done = start("--resume")
+    errors = done.communicate(timeout=150)[1]
+    assert done.returncode == 0, errors
+    assert sorted(losses(out)) == list(range(1, steps + 1))
+
+    from mlflow import MlflowClient
+
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(
+        json.loads((out / "run.json").read_text())["run"]
+    )
+    assert run.info.status == "FINISHED" and run.data.params["workers"] == "2"
+    assert (
+        run.data.metrics["sampler/loss"]
+        and run.data.tags["mlflow.source.name"] == "training.stage2"
+    )

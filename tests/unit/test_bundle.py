@@ -13,6 +13,7 @@ from vlmir.bundle import PARTS, load_bundle
 from vlmir.daclip import read_state_dict
 from vlmir.errors import BundleError
 from vlmir.parts import build_captioner, build_embedder, build_unet, save_bundle
+from vlmir.vlm.tokenizer import CaptionTokenizer
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_captioner_is_saved_with_its_tokenizer(small_bundle_folder: Path, tmp_
             tmp_path / "out",
             preset=bundle.preset,
             release="half-1",
-            tokenizer=bundle.file("captioner", "tokenizer.json"),
+            tokenizer=CaptionTokenizer(bundle.file("captioner", "tokenizer.json")),
             embedder=build_embedder(bundle).network,
             unet=build_unet(bundle),
             metrics={},

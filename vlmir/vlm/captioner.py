@@ -21,8 +21,23 @@ class _Decoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-def build_blip(config: CaptionerConfig, vocab_size: int) -> Any:
-    """A ``BlipForConditionalGeneration`` of the given sizes with random weights, for our own tokenizer's ids."""
+def build_blip(
+    config: CaptionerConfig,
+    vocab_size: int,
+    *,
+    positions: int | None = None,
+    bos_id: int = BOS_ID,
+    eos_id: int = EOS_ID,
+) -> Any:
+    """A ``BlipForConditionalGeneration`` of the given sizes with random weights.
+
+    Args:
+        config: The captioner of a preset.
+        vocab_size: Rows of the word embeddings.
+        positions: Rows of the position embeddings; None: as many as a caption has tokens.
+        bos_id: Id that a caption begins with; unless given, our own tokenizer's.
+        eos_id: Id that it ends with; likewise.
+    """
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     text = {
@@ -32,11 +47,11 @@ def build_blip(config: CaptionerConfig, vocab_size: int) -> Any:
         "intermediate_size": 4 * config.text_width,
         "num_hidden_layers": config.text_layers,
         "num_attention_heads": config.heads,
-        "max_position_embeddings": config.max_tokens,
+        "max_position_embeddings": positions or config.max_tokens,
         "pad_token_id": PAD_ID,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "sep_token_id": EOS_ID,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "sep_token_id": eos_id,
         "projection_dim": config.text_width,
     }
     vision = {
@@ -72,7 +87,7 @@ class BlipCaptioner:
         ids = cast(
             Tensor,
             self.model.generate(
-                pixel_values=normalize(views_BCSS),
+                pixel_values=normalize(views_BCSS).to(self.model.device),
                 num_beams=self.config.beams,
                 max_length=self.config.max_tokens,
             ),

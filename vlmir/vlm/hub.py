@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from vlmir.config import CaptionerConfig, EmbedderConfig
 from vlmir.errors import OptionError, UnavailableError
 from vlmir.vlm.captioner import BlipCaptioner
+from vlmir.vlm.tokenizer import CaptionTokenizer
 
 __all__ = ["public_captioner", "public_clip"]
 
 
-class _HubWords:
-    """A Hugging Face tokenizer, reduced to what a captioner needs."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids → text without special tokens."""
-        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def public_captioner(config: CaptionerConfig, folder: Path | None = None) -> BlipCaptioner:
-    """The public BLIP that ``config.hub`` names.
+def public_captioner(
+    config: CaptionerConfig, folder: Path | None = None
+) -> tuple[BlipCaptioner, CaptionTokenizer]:
+    """The public BLIP that ``config.hub`` names, and its words.
 
     Args:
         config: The captioner of a preset.
@@ -34,6 +25,7 @@ def public_captioner(config: CaptionerConfig, folder: Path | None = None) -> Bli
     Raises:
         OptionError: The preset names no public checkpoint.
         UnavailableError: It can be found neither on the hub nor in the cache, nor in ``folder``.
+        BundleError: Its tokenizer has no tokens for begin and end.
     """
     from transformers import AutoTokenizer, BlipForConditionalGeneration
 
@@ -43,7 +35,11 @@ def public_captioner(config: CaptionerConfig, folder: Path | None = None) -> Bli
         words = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise _unavailable("BLIP", source) from error
-    return BlipCaptioner(config, model, _HubWords(words))
+    ids: Any = model.config.text_config
+    tokenizer = CaptionTokenizer.of(
+        words.backend_tokenizer, bos_id=ids.bos_token_id, eos_id=ids.sep_token_id
+    )
+    return BlipCaptioner(config, model, tokenizer), tokenizer
 
 
 def public_clip(config: EmbedderConfig, file: Path | None = None) -> Any:

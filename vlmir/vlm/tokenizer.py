@@ -1,13 +1,14 @@
-"""Captions to token ids and back: a small word-piece tokenizer of our own for ``tiny``, and CLIP's for public weights.
+"""Captions to token ids and back, in word pieces or in CLIP's words.
 
-Ours wraps Hugging Face's ``tokenizers``; its file is plain JSON and ships in the bundle. CLIP's ships in open_clip.
+Word pieces are our own for ``tiny`` and BERT's for public BLIP weights. Hugging Face's ``tokenizers`` reads them; their
+file is plain JSON and ships in the bundle. CLIP's words ship in open_clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +51,13 @@ class ClipTokenizer:
 
 
 class CaptionTokenizer:
-    """Lower-cased word pieces over a trained vocabulary."""
+    """Lower-cased word pieces over a trained vocabulary: ours, or BERT's as public BLIP weights read them.
+
+    Attributes:
+        text: What ``tokenizer.json`` holds.
+        bos_id: Id that a caption begins with: of [BOS]; of [DEC] or else [CLS] with BERT's words.
+        eos_id: Id that it ends with: of [EOS], or [SEP] with BERT's words.
+    """
 
     def __init__(self, path: Path) -> None:
         """Load ``tokenizer.json``.
@@ -58,12 +65,44 @@ class CaptionTokenizer:
         Raises:
             BundleError: The file is missing or no tokenizer.
         """
-        from tokenizers import Tokenizer as Backend
-
         try:
-            self._backend = Backend.from_file(str(path))
+            self._load(path.read_text("utf-8"))
         except Exception as error:  # the Rust binding raises bare Exception
             raise BundleError(f"{path} is no tokenizer file: {error}") from error
+
+    @classmethod
+    def of(cls, backend: Any, *, bos_id: int, eos_id: int) -> CaptionTokenizer:
+        """A ``tokenizers.Tokenizer`` with the ids between which its captions stand.
+
+        Raises:
+            BundleError: Nothing in it tells these two ids.
+        """
+        if backend.token_to_id("[BOS]") is None and backend.id_to_token(bos_id) is None:
+            backend.add_special_tokens(["[DEC]"])  # BLIP's begin token; BERT's words lack it
+        tokenizer = cls.__new__(cls)
+        tokenizer._load(backend.to_str(pretty=True))
+        if (tokenizer.bos_id, tokenizer.eos_id) != (bos_id, eos_id):
+            raise BundleError(
+                f"The tokenizer begins and ends captions with {tokenizer.bos_id} and {tokenizer.eos_id}, "
+                f"but its network with {bos_id} and {eos_id}."
+            )
+        return tokenizer
+
+    def _load(self, text: str) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self.text = text
+        self._backend = Backend.from_str(text)
+        self.bos_id = self._first_of("[BOS]", "[DEC]", "[CLS]")
+        self.eos_id = self._first_of("[EOS]", "[SEP]")
+
+    def _first_of(self, *names: str) -> int:
+        """The id of the first of these tokens that there is."""
+        ids = (self._backend.token_to_id(name) for name in names)
+        found = next((number for number in ids if number is not None), None)
+        if found is None:
+            raise BundleError(f"The tokenizer has none of the tokens {', '.join(names)}.")
+        return int(found)
 
     @property
     def vocab_size(self) -> int:
@@ -71,19 +110,20 @@ class CaptionTokenizer:
         return int(self._backend.get_vocab_size())
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
-        """B captions → B×length int64 ids: [BOS] pieces [EOS] [PAD]…; a long caption is cut before [EOS]."""
+        """B captions → B×length int64 ids: begin, pieces, end, [PAD]…; a long caption is cut before the end."""
         ids = torch.full((len(captions), length), PAD_ID, dtype=torch.int64)
-        for row, encoding in zip(ids, self._backend.encode_batch(list(captions)), strict=True):
-            pieces = [BOS_ID, *encoding.ids[: length - 2], EOS_ID]
+        encodings = self._backend.encode_batch(list(captions), add_special_tokens=False)
+        for row, encoding in zip(ids, encodings, strict=True):
+            pieces = [self.bos_id, *encoding.ids[: length - 2], self.eos_id]
             row[: len(pieces)] = torch.tensor(pieces)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids → text; everything from the first [EOS] on, and special tokens, are dropped."""
+        """Ids → text; everything from the first end token on, and special tokens, are dropped."""
         kept = list(ids)
-        if EOS_ID in kept:
-            kept = kept[: kept.index(EOS_ID)]
-        return str(self._backend.decode(kept, skip_special_tokens=True))
+        if self.eos_id in kept:
+            kept = kept[: kept.index(self.eos_id)]
+        return str(self._backend.decode(kept, skip_special_tokens=True)).strip()
 
     @staticmethod
     def train(captions: Iterable[str], vocab_size: int, path: Path) -> CaptionTokenizer:

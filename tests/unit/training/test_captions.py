@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.unit.training.pictures import scene
-from training.captions import CaptionCache
+from training.captions import CaptionCache, main
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_captioner
 from vlmir.vlm.captioner import BlipCaptioner
@@ -53,3 +54,13 @@ def test_another_captioner_says_something_else(captioner: BlipCaptioner, tmp_pat
         parameter.data.mul_(1.5)
     CaptionCache(tmp_path, captioner)(picture, "scenes")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("option", ["--workers=2", "--seed=1", "--precision=fp32", "--resume"])
+def test_options_that_would_do_nothing_are_refused(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["captions", option])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err

@@ -86,7 +86,9 @@ def test_what_is_no_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("preset = ")
     with pytest.raises(OptionError, match="is no TOML"):
         load_config(tmp_path / "broken.toml")
-    with pytest.raises(OptionError, match=r"No config 'medium': give one of \('tiny', 'base'\)"):
+    with pytest.raises(
+        OptionError, match=r"No config 'medium': give one of \('tiny', 'base', 'daclip'\)"
+    ):
         load_config("medium")
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(BundleError, match=r"missing \['preset', 'stage1', 'stage2'\]"):

@@ -17,7 +17,7 @@ from tests.unit.training.pictures import scene
 from training import evaluate, table
 from training.ablation import ABLATED, VARIANTS
 from training.alignment import measure_alignment
-from training.benches import SYNTHETIC
+from training.benches import SYNTHETIC, held_out_labels
 from training.consistency import measure_consistency
 from vlmir.degradations import LABELS
 from vlmir.pipeline import Restorer
@@ -53,6 +53,53 @@ def test_parts_are_measured_one_by_one_and_kept(
     confusion = shares["confusion"]
     assert all(sum(confusion[label].values()) == 1 for label in LABELS)
     assert shares["accuracy"] == sum(confusion[k][k] for k in LABELS) / len(LABELS)
+
+
+def test_a_bundle_without_captioner_is_measured_by_its_own_labels(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    imported_bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """DA-CLIP's weights: ten labels, no captions. The benches and what takes long are left out here."""
+    out = tmp_path / "evaluation.json"
+    monkeypatch.setattr(evaluate, "PARTS", ("labels", "language", "alignment"))
+    results = measured(monkeypatch, data, imported_bundle_folder, out, "--limit 2")
+    assert "left out: language, alignment, since the bundle has no captioner\n" in (
+        capsys.readouterr().out
+    )
+    assert set(results) == {"about", "labels"} and results["labels"]["pictures"] == 20
+    assert set(results["labels"]["confusion"]) == set(LABELS) - {"clean"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [("--only alignment --only bench", "alignment"), ("--ablate", "--ablate")],
+)
+def test_what_needs_captions_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    imported_bundle_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    named: str,
+) -> None:
+    out = tmp_path / "evaluation.json"
+    with pytest.raises(SystemExit) as stopped:
+        measured(monkeypatch, data, imported_bundle_folder, out, arguments)
+    assert stopped.value.code == 2 and not out.exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {named} cannot be measured: " in error and "has no captioner" in error
+
+
+def test_a_damaged_picture_does_not_depend_on_which_other_labels_are_asked_for(data: Path) -> None:
+    every = list(held_out_labels(data / "bench", LABELS))
+    some = list(held_out_labels(data / "bench", ("noisy", "rainy")))
+    own = [picture for label, picture in every if label in ("noisy", "rainy")]
+    assert all(np.array_equal(one, own[i]) for i, (_, one) in enumerate(some))
+    assert len(some) == len(own) == 4
 
 
 def test_synthetic_sets_are_measured_in_one_step_unless_asked(

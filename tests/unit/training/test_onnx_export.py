@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from skimage import data
 from tritonclient.grpc.model_config_pb2 import TYPE_INT64, ModelConfig
 
 from tests.small import CAPTIONS, small_bundle, small_preset
+from training import export
+from training.checkpoints import Checkpoints
 from training.onnx_export import OnnxGraph, export_onnx, greatest_differences, main
 from training.triton_repository import MAX_BATCH, write_entry
 from vlmir.bundle import Bundle, digest_of, load_bundle
 from vlmir.degradations import degrade
 from vlmir.image.color import to_float
+from vlmir.nn import UNet
 from vlmir.parts import build_embedder, build_frozen_clip, fill_embedder
 from vlmir.vlm.clip import DegradationCLIP
 from vlmir.vlm.embedder import ClipEmbedder
@@ -197,6 +201,53 @@ def test_the_command_writes_the_same_bytes_as_files_and_entries(
         assert (tmp_path / "out" / f"{name}.onnx").read_bytes() == graph.data
         assert (tmp_path / "out" / name / "1" / "model.onnx").read_bytes() == graph.data
         assert config(tmp_path / "out", name).name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("nowhere out", "No bundle at 'nowhere'"), ("tiny out --version 0", "begin with 1")],
+)
+def test_faults_of_the_user_are_told_in_one_line(
+    arguments: str,
+    said: str,
+    small_bundle_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = arguments.replace("tiny", str(small_bundle_folder))
+    monkeypatch.setattr(sys, "argv", ["onnx_export", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and error.count("\n") == 1
+    assert error.startswith("training.onnx_export: ")
+
+
+def test_a_new_bundle_is_exported_with_its_onnx_files(
+    tmp_path: Path,
+    small_bundle_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    preset = small_preset()
+    (tmp_path / "small.json").write_text(json.dumps(preset.to_dict()))
+    text = resources.files("training.configs").joinpath("tiny.toml").read_text()
+    (tmp_path / "small.toml").write_text(text.replace('preset = "tiny"', 'preset = "small.json"'))
+    ema = UNet(preset.sampler.unet).state_dict()
+    prototypes = torch.ones(len(preset.labels), 32)
+    Checkpoints(tmp_path / "2" / "sampler").save(1, {"ema": ema, "prototypes": prototypes})
+    monkeypatch.chdir(tmp_path)
+    command = f"export new --config small.toml --stage1 {small_bundle_folder} --stage2 2"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--release", "n-1", "--onnx", "models"])
+    export.main()
+    assert "models/clip_image.onnx: " in capsys.readouterr().out
+    for name in ("clip_image", "clip_text"):
+        model = onnx.load_model(f"models/{name}.onnx")
+        notes = {note.key: note.value for note in model.metadata_props}
+        assert notes["embedder"] == load_bundle("new").digests["embedder"]
+        assert config(tmp_path / "models", name).name == name
 
 
 def config(repository: Path, name: str) -> ModelConfig:

@@ -120,8 +120,8 @@ def test_versions_are_linked_to_the_runs_that_made_them(
         ("stage1", {"captioner": folders["pretrain"]}),
         ("stage2", {"embedder": folders["stage1"]}),
     ):
-        with tracked("small", name, folders[name], params={}, built_on=built_on):
-            pass
+        with tracked("small", name, folders[name], params={}) as tracker:
+            tracker.built_on(**built_on)
     runs = {n: json.loads((f / "run.json").read_text())["run"] for n, f in folders.items()}
     register.register(bundle, stage2=folders["stage2"])
     made_by = dict(zip(MODELS, runs.values(), strict=True))

@@ -5,18 +5,34 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from tests.small import small_preset
 from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
-from training import captions, export, pretrain, stage1, stage2
+from training import (
+    captions,
+    evaluate,
+    export,
+    fetch,
+    pretrain,
+    promote,
+    register,
+    stage1,
+    stage2,
+    table,
+)
 from training.checkpoints import Checkpoints
 from training.pretrained import load_embedder
+from training.tracking import UNTRACKED
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_embedder, build_unet
 from vlmir.vlm.clip import DegradationCLIP
@@ -64,14 +80,21 @@ class Workshop:
         self.config = folder / "small.toml"
         self.config.write_text(CONFIG.replace("PRESET", str(folder / "small.json")))
 
-    def run(self, module: object, *arguments: str) -> None:
-        """What ``python -m training.<module> --config small.toml …`` does."""
-        command = [module.__name__, "--config", str(self.config), *arguments]  # type: ignore[attr-defined]
-        self._patch.setattr(sys, "argv", command)
-        module.main()  # type: ignore[attr-defined]
+    def run(self, module: ModuleType, *arguments: str) -> None:
+        """What ``python -m training.<module> …`` does; an exit with status 0 is none."""
+        self._patch.setattr(sys, "argv", [module.__name__, *arguments])
+        try:
+            module.main()
+        except SystemExit as end:
+            if end.code:
+                raise
 
-    def stage(self, module: object, data: str, *arguments: str) -> None:
-        self.run(module, "--untracked", "--precision", "fp32", "--data", *data.split(), *arguments)
+    def stage(self, module: ModuleType, data: str, *arguments: str) -> None:
+        """A stage by the small config, untracked."""
+        fixed = ["--config", str(self.config)]
+        if module is not captions:
+            fixed += ["--untracked", "--precision", "fp32"]
+        self.run(module, *fixed, "--data", *data.split(), *arguments)
 
     def latest(self, stage: str) -> dict[str, torch.Tensor]:
         state = Checkpoints(self.folder / "runs" / stage).latest()
@@ -84,23 +107,33 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     return Workshop(tmp_path, monkeypatch)
 
 
-def readme_commands() -> list[tuple[object, list[str]]]:
+def readme_commands() -> list[tuple[ModuleType, list[str]]]:
     """(Module, arguments) of the README's training commands, in their order."""
     lines = re.findall(r"^\.venv/bin/python -m (training\.\w+)(.*)$", README, re.MULTILINE)
     return [(import_module(name), shlex.split(rest, comments=True)) for name, rest in lines]
 
 
-def test_the_readmes_commands_go_from_folders_to_a_bundle(
-    workshop: Workshop, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("registry")
+def test_the_readmes_commands_go_from_folders_to_a_champion(
+    workshop: Workshop, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(data, "folder")
+    stage = ["--untracked", "--precision", "fp32", "--config", str(workshop.config)]
+    more = {
+        pretrain: stage,
+        stage1: stage,
+        stage2: [*stage, "--no-compile"],
+        export: ["--config", str(workshop.config)],
+        evaluate: ["--only", "bench", "--only", "labels", "--setting", "one-step"],
+    }
     commands = readme_commands()
-    assert [module for module, _ in commands] == [pretrain, stage1, stage2, export]
+    assert [module for module, _ in commands] == [*more, table, register, promote, fetch]
     for module, arguments in commands:
         if module is stage1:
             workshop.stage(captions, "photos pairs")
             assert "LQ pictures" in capsys.readouterr().out
-        fast = [] if module is export else ["--untracked", "--precision", "fp32"]
-        workshop.run(module, *arguments, *fast, *["--no-compile"] * (module is stage2))
+        workshop.run(module, *arguments, *more.get(module, []))
+    assert load_bundle("served").digests == load_bundle("my-bundle").digests
     lines = Path("runs/stage2/metrics.jsonl").read_text().splitlines()
     psnr = next(line for line in map(json.loads, lines) if "psnr/noisy" in line)
     assert psnr["step"] == 2 and 3 < psnr["psnr/noisy"] < 40 and "psnr/rainy" in psnr
@@ -141,6 +174,50 @@ def test_a_stage_goes_on_where_it_stopped(workshop: Workshop) -> None:
     assert state is not None and state["step"] == 2
 
 
+class Said(type(UNTRACKED)):  # type: ignore[misc]
+    """Notes what a stage says of itself."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Path | None] | None = None
+        self.tags: dict[str, str] = {}
+
+    def built_on(self, **folders: Path | None) -> None:
+        assert self.folders is None
+        self.folders = folders
+
+    def tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
+
+
+def test_each_stage_says_what_it_built_on(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, small_bundle_folder: Path
+) -> None:
+    notes = list[Said]()
+
+    @contextmanager
+    def noted(*_: object, **__: object) -> Iterator[Said]:
+        notes.append(Said())
+        yield notes[-1]
+
+    monkeypatch.setattr("training.command.tracked", noted)
+    for module, data, *more in (
+        (pretrain, "captioned"),
+        (stage1, "photos captioned"),
+        (stage2, "photos", "--no-compile"),
+        (stage1, "photos captioned", "--init", str(small_bundle_folder), "--out", "other"),
+    ):
+        common = ("--config", str(workshop.config), "--precision", "fp32")
+        workshop.run(module, *common, "--data", *data.split(), *more)
+    pretrained = Path("runs/pretrain")
+    assert [note.folders for note in notes] == [
+        {},
+        {"captioner": pretrained},
+        {"captioner": pretrained, "embedder": Path("runs/stage1")},
+        {"captioner": small_bundle_folder},
+    ]
+    assert all(note.tags["data.digest"] for note in notes)
+
+
 def test_training_goes_on_from_a_bundle(workshop: Workshop, small_bundle_folder: Path) -> None:
     bundle = load_bundle(small_bundle_folder)
     start = ("--init", str(small_bundle_folder))
@@ -177,7 +254,7 @@ def test_faults_of_the_user_are_told_in_one_line(
     workshop: Workshop, arguments: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        workshop.run(stage1, "--untracked", *arguments.split())
+        workshop.run(stage1, "--untracked", "--config", str(workshop.config), *arguments.split())
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("training.stage1: ") and said in error and error.count("\n") == 1
@@ -185,11 +262,11 @@ def test_faults_of_the_user_are_told_in_one_line(
 
 @pytest.mark.parametrize("module", [pretrain, captions, stage1, stage2, export])
 def test_help_reads_well(
-    module: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        module.main()  # type: ignore[attr-defined]
+        module.main()
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert f"python -m {module.__name__}" in text and "--preset" in text  # type: ignore[attr-defined]
+    assert f"python -m {module.__name__}" in text and "--preset" in text
