@@ -1,7 +1,7 @@
 """Captions of pictures, made once: ``python -m training.captions --data photos/ pairs/ --pretrained runs/pretrain``.
 
 BLIP captions every picture of the pool, degraded (LQ) and clean (GT). A caption is kept under the content of its
-picture and of the captioner, as soon as its batch is done: an interrupted run goes on where it stopped, and stage 2 finds
+picture and of the captioner, as soon as its batch is done: an interrupted run goes on where it stopped. Stage 2 finds
 the captions of the degraded pictures. Stage 1 damages its pictures anew, so it captions them by itself, into the same
 kind of file.
 """
