@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from training.checkpoints import load_checkpoint, save_checkpoint
+from training.engine.checkpoints import load_checkpoint, save_checkpoint
 
 __all__ = ["fingerprint", "kept"]
 

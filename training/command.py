@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoints import Checkpoints
-from training.compute import PRECISIONS, Compute
 from training.config import CONFIGS, TrainingConfig, load_config
-from training.loop import Run
-from training.tracking import tracked, tracking_uri
-from training.workers import ALONE, FAULTS, Workers, run_in_workers
+from training.engine.checkpoints import Checkpoints
+from training.engine.compute import PRECISIONS, Compute
+from training.engine.loop import Run
+from training.engine.tracking import tracked, tracking_uri
+from training.engine.workers import ALONE, FAULTS, Workers, run_in_workers
 from vlmir.config import Preset, load_preset
 from vlmir.errors import OptionError
 

@@ -20,15 +20,15 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 from training import stage2
-from training.benches import BENCHES
-from training.cells import grid
 from training.command import Stage
-from training.compute import Compute
 from training.config import load_config
+from training.engine.compute import Compute
+from training.engine.loop import Run
 from training.export import export
-from training.loop import Run
-from training.restoration import SETTINGS, Judges, measure_bench
+from training.measure.benches import BENCHES
+from training.measure.restoration import SETTINGS, Judges, measure_bench
 from training.table import write_into_markdown
+from training.tables.cells import grid
 from vlmir.config import load_preset
 from vlmir.diffusion import OBJECTIVES
 from vlmir.pipeline import Restorer

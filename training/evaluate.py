@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from training.ablation import ABLATED, VARIANTS, ablated_restorers
-from training.alignment import measure_alignment
-from training.benches import BENCHES, SYNTHETIC, UNCLIPPED, FloatPair, Pair
-from training.captioned import CaptionedPhotos
-from training.consistency import measure_consistency
-from training.labels import measure_labels
-from training.language import best_constant_bleu, caption_bleu, retrieval_recall
-from training.restoration import SETTINGS, Judges, measure_bench
-from training.speed import measure_speed
+from training.data.captioned import CaptionedPhotos
+from training.measure.ablation import ABLATED, VARIANTS, ablated_restorers
+from training.measure.alignment import measure_alignment
+from training.measure.benches import BENCHES, SYNTHETIC, UNCLIPPED, FloatPair, Pair
+from training.measure.consistency import measure_consistency
+from training.measure.labels import measure_labels
+from training.measure.language import best_constant_bleu, caption_bleu, retrieval_recall
+from training.measure.restoration import SETTINGS, Judges, measure_bench
+from training.measure.speed import measure_speed
 from training.table import identity
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.errors import OptionError, VlmirError

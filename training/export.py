@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoints import Checkpoints
 from training.config import CONFIGS, load_config
+from training.engine.checkpoints import Checkpoints
 from training.pretrained import load_embedder
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset, load_preset

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from training.registry import MODELS, SAMPLER, connect, find_version, parts_of
+from training.release.registry import MODELS, SAMPLER, connect, find_version, parts_of
 from vlmir.bundle import Bundle, check_free, load_bundle
 from vlmir.errors import BundleError, VlmirError
 

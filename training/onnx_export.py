@@ -27,7 +27,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from training.triton_repository import BACKENDS, Backend, write_entry
+from training.release.triton_repository import BACKENDS, Backend, write_entry
 from vlmir import __version__
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.degradations import degrade

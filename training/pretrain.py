@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.cache import fingerprint
-from training.captioned import CaptionedPhotos, captions_and_split
 from training.command import Stage, add_common, run_stage
-from training.data import find_data
-from training.loop import Run, Task, fit, seed_of
+from training.data.captioned import CaptionedPhotos, captions_and_split
+from training.data.folders import find_data
+from training.engine.loop import Run, Task, fit, seed_of
 from training.pretrained import load_pretrained
 from vlmir.config import Preset
 from vlmir.errors import OptionError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.checkpoints import Checkpoints
+from training.engine.checkpoints import Checkpoints
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.config import Preset
 from vlmir.errors import OptionError

@@ -1,7 +1,7 @@
 """Make the candidate the champion, which is served: ``python -m training.promote``, and back: ``--rollback``.
 
-The gate is that of :mod:`training.gate`. Moving the alias ``champion`` of ``vlmir-sampler`` by hand in MLflow's UI does
-the same without asking. The champion before has the alias ``previous``.
+The gate is that of :mod:`training.release.gate`. Moving the alias ``champion`` of ``vlmir-sampler`` by hand in MLflow's
+UI does the same without asking. The champion before has the alias ``previous``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.fetch import fetch_bundle
-from training.gate import TOLERANCE_DB, Check, Measured, judge
-from training.registry import (
+from training.release.gate import TOLERANCE_DB, Check, Measured, judge
+from training.release.registry import (
     CANDIDATE,
     CHAMPION,
     EVALUATION,

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.cache import fingerprint
-from training.lineage import Lineage, find_lineage
 from training.onnx_export import export_onnx
-from training.registry import CANDIDATE, EVALUATION, MODEL_CARD, MODELS, connect, move_alias
-from training.signatures import write_mlmodel
+from training.release.lineage import Lineage, find_lineage
+from training.release.registry import CANDIDATE, EVALUATION, MODEL_CARD, MODELS, connect, move_alias
+from training.release.signatures import write_mlmodel
 from training.table import identity
 from vlmir.bundle import PARTS, Bundle, load_bundle
 from vlmir.errors import BundleError, VlmirError

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.cache import fingerprint
-from training.checkpoints import Checkpoints
 from training.command import Stage, add_common, run_stage
-from training.data import find_data
-from training.loop import Run, Task, fit, seed_of
-from training.pool import Pool
+from training.data.folders import find_data
+from training.data.pool import Pool
+from training.data.views import DamageData, StageOneData, prepare_damage, prepare_stage1
+from training.engine.checkpoints import Checkpoints
+from training.engine.loop import Run, Task, fit, seed_of
 from training.pretrain import contrastive_loss
 from training.pretrained import load_pretrained, new_embedder
-from training.views import DamageData, StageOneData, prepare_damage, prepare_stage1
 from vlmir.errors import OptionError
 from vlmir.vlm.clip import DegradationCLIP, DetailStem, encode_tower
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from training.command import Stage, add_common, run_stage
-from training.conditions import embed_pool, no_conditions
 from training.config import StageTwoConfig
-from training.crops import CropLoader, Crops
-from training.data import find_data
-from training.loop import Run, Task, fit
-from training.pool import Bytes, Pool
+from training.data.conditions import embed_pool, no_conditions
+from training.data.crops import CropLoader, Crops
+from training.data.folders import find_data
+from training.data.pool import Bytes, Pool
+from training.engine.loop import Run, Task, fit
+from training.engine.tracking import Tracker
 from training.pretrained import load_embedder
-from training.tracking import Tracker
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset
 from vlmir.daclip import load_strictly

@@ -2,7 +2,7 @@
 
 Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the markers of the README
 and the model card, and the numbers themselves into the bundle's ``bundle.json``. ``--tables training/RESULTS.md``
-writes the longer tables of :mod:`training.paper_tables`, beside the paper's own numbers.
+writes the longer tables of :mod:`training.tables.paper`, beside the paper's own numbers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training import paper_tables
 from training.cache import fingerprint
-from training.cells import Numbers
-from training.readme_tables import markdown
+from training.tables import paper as paper_tables
+from training.tables.cells import Numbers
+from training.tables.readme import markdown
 from vlmir.bundle import Bundle, load_bundle
 
 __all__ = ["identity", "main", "markdown", "write_into_bundle", "write_into_markdown"]

@@ -21,7 +21,7 @@ from tests.measured import measured_bundle
 from training import promote
 from training.fetch import fetch_bundle
 from training.register import find_evaluation, register
-from training.registry import SAMPLER, aliases, connect, find_version
+from training.release.registry import SAMPLER, aliases, connect, find_version
 from vlmir.bundle import Bundle
 
 pytestmark = pytest.mark.timeout(400)  # the server alone may take half a minute to start

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tests.small import CAPTIONS
 from training.onnx_export import export_onnx
-from training.triton_repository import MAX_BATCH, write_entry
+from training.release.triton_repository import MAX_BATCH, write_entry
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.parts import build_embedder
 from vlmir.vlm.embedder import ClipEmbedder

@@ -18,8 +18,8 @@ import torch
 from tests.small import small_preset
 from tests.unit.training.pictures import write_photos
 from tests.unit.training.toy import toy_config, train_toy
-from training.checkpoints import Checkpoints
-from training.workers import Workers, run_in_workers
+from training.engine.checkpoints import Checkpoints
+from training.engine.workers import Workers, run_in_workers
 from vlmir.errors import OptionError
 
 ROOT = Path(__file__).parents[2]

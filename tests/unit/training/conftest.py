@@ -46,7 +46,7 @@ def registry(
 ) -> Iterator[MlflowClient]:
     """An empty registry in the working folder, where the commands find it."""
     from training import register
-    from training.registry import connect
+    from training.release.registry import connect
 
     place = tmp_path / "work" / "runs" / "mlflow"
     place.mkdir(parents=True)
@@ -65,7 +65,7 @@ def registry(
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The layout of the benchmarks, two small pictures each."""
-    from training.benches import noisy_copy
+    from training.measure.benches import noisy_copy
 
     folder = tmp_path_factory.mktemp("data")
     for bench in ("noisy_cbsd68", "hazy_sots_indoor", "rainy_rain100h", "raindrop"):

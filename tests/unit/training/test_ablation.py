@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.unit.training.pictures import scene
-from training.ablation import ABLATED, VARIANTS, ablated_restorers
-from training.benches import BENCHES
+from training.measure.ablation import ABLATED, VARIANTS, ablated_restorers
+from training.measure.benches import BENCHES
 from vlmir.bundle import load_bundle
 from vlmir.nn import UNet
 from vlmir.pipeline import Restorer

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from tests.unit.training.pictures import scene
-from training.benches import BENCHES, MARGINS, SYNTHETIC, UNCLIPPED, jpeg_copy
+from training.measure.benches import BENCHES, MARGINS, SYNTHETIC, UNCLIPPED, jpeg_copy
 from vlmir.metrics import psnr
 
 

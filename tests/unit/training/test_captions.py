@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.pictures import scene
-from training.captions import CaptionCache, main
+from training.captions import main
+from training.data.caption_cache import CaptionCache
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_captioner
 from vlmir.vlm.captioner import BlipCaptioner
@@ -23,7 +24,7 @@ def captioner(small_bundle_folder: Path) -> BlipCaptioner:
 def test_captions_are_kept_by_content(
     captioner: BlipCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.captions.BATCH", 2)
+    monkeypatch.setattr("training.data.caption_cache.BATCH", 2)
     pictures = [partial(scene, i) for i in (0, 1, 2, 0)]
     first = CaptionCache(tmp_path, captioner)(pictures, "scenes")
     assert first[3] == first[0] and len(first) == 4

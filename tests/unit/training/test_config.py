@@ -9,12 +9,12 @@ import pytest
 
 from tests.small import small_preset
 from tests.unit.training.pictures import scene
-from training.compute import Compute
-from training.conditions import no_conditions
 from training.config import CONFIGS, load_config
-from training.crops import CropLoader
-from training.loop import Run, fit
-from training.pool import build_pool
+from training.data.conditions import no_conditions
+from training.data.crops import CropLoader
+from training.data.pool import build_pool
+from training.engine.compute import Compute
+from training.engine.loop import Run, fit
 from training.stage2 import SamplerTask
 from vlmir.config import load_preset
 from vlmir.diffusion import OBJECTIVES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
-from training.data import find_data
+from training.data.folders import find_data
 from vlmir.errors import OptionError
 
 

@@ -15,10 +15,10 @@ import pytest
 from tests.small import CAPTIONS
 from tests.unit.training.pictures import scene
 from training import evaluate, table
-from training.ablation import ABLATED, VARIANTS
-from training.alignment import measure_alignment
-from training.benches import SYNTHETIC, held_out_labels
-from training.consistency import measure_consistency
+from training.measure.ablation import ABLATED, VARIANTS
+from training.measure.alignment import measure_alignment
+from training.measure.benches import SYNTHETIC, held_out_labels
+from training.measure.consistency import measure_consistency
 from vlmir.degradations import LABELS
 from vlmir.pipeline import Restorer
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.small import small_preset
 from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
-from training.checkpoints import load_checkpoint
+from training.engine.checkpoints import load_checkpoint
 from training.stage2 import Ema
 
 LOOP = "steps = 4\nbatch = 4\nrate = 1e-3\nweight_decay = 0.1\nsave_every = 2\n"
@@ -53,9 +53,9 @@ def test_half_a_run_and_the_rest_of_it_are_the_whole(
     stage: str, tmp_path: Path, small_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
-        monkeypatch.setattr(f"training.views.{size}", 2)
-    monkeypatch.setattr("training.views.CAPTIONED", 4)
-    monkeypatch.setattr("training.pool.HELD_OUT", 3)
+        monkeypatch.setattr(f"training.data.views.{size}", 2)
+    monkeypatch.setattr("training.data.views.CAPTIONED", 4)
+    monkeypatch.setattr("training.data.pool.HELD_OUT", 3)
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", 3)
     write_pairs(tmp_path / "pairs", "rainy", 1)

@@ -18,12 +18,12 @@ from tests.foreign import small_daclip
 from tests.small import small_preset
 from tests.unit.training.pictures import scene, write_captioned, write_pairs, write_photos
 from training import stage1, stage2
-from training.checkpoints import Checkpoints
-from training.conditions import embed_pool
-from training.pool import Pool, build_pool
+from training.data.conditions import embed_pool
+from training.data.pool import Pool, build_pool
+from training.data.views import prepare_stage1
+from training.engine.checkpoints import Checkpoints
 from training.pretrain import contrastive_loss
 from training.pretrained import load_embedder
-from training.views import prepare_stage1
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_embedder, build_unet
 from vlmir.pipeline import Restorer
@@ -149,7 +149,7 @@ def test_conditions_are_written_whole_or_not_at_all(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.conditions.save_file", crash)
+        patch.setattr("training.data.conditions.save_file", crash)
         with pytest.raises(OSError, match="disk full"):
             embed_pool(pool, None, embedder, work)
     whole = embed_pool(pool, None, embedder, work)

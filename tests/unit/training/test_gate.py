@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.measured import BENCH, invented
-from training.gate import Measured, benches, judge
+from training.release.gate import Measured, benches, judge
 
 
 def measured(psnr: float = 26.0, accuracy: float = 0.95) -> Measured:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.intervals import interval, summary
+from training.measure.intervals import interval, summary
 
 
 def test_interval_is_that_of_the_normal_approximation_and_the_same_each_time() -> None:

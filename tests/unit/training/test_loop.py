@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.unit.training.toy import toy_config, train_toy
-from training.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
-from training.loop import cosine_rate, seed_of
-from training.workers import Workers
+from training.engine.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
+from training.engine.loop import cosine_rate, seed_of
+from training.engine.workers import Workers
 from vlmir.errors import OptionError
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +62,9 @@ def test_a_run_in_parts_is_the_run_in_one(tmp_path: Path) -> None:
     train_toy(tmp_path / "whole")
     for steps in (4, 9):  # the schedule is that of the whole run
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("training.loop.cosine_rate", lambda s, _: cosine_rate(s, toy_config()))
+            patch.setattr(
+                "training.engine.loop.cosine_rate", lambda s, _: cosine_rate(s, toy_config())
+            )
             train_toy(tmp_path / "parts", steps=steps, resume=steps > 4)
     train_toy(tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -82,7 +84,9 @@ def test_a_killed_run_resumes_to_the_last_bit(tmp_path: Path) -> None:
     for out, resume in ((tmp_path / "killed", True), (tmp_path / "whole", False)):
         with pytest.MonkeyPatch.context() as patch:
             whole = toy_config(steps=steps)
-            patch.setattr("training.loop.cosine_rate", lambda s, _, w=whole: cosine_rate(s, w))
+            patch.setattr(
+                "training.engine.loop.cosine_rate", lambda s, _, w=whole: cosine_rate(s, w)
+            )
             train_toy(out, steps=end, resume=resume, save_every=7)
     for step, loss in losses(tmp_path / "whole").items():
         assert losses(tmp_path / "killed")[step] == loss
@@ -95,7 +99,7 @@ def test_reports_do_not_depend_on_where_a_run_was_cut(tmp_path: Path) -> None:
     train_toy(tmp_path / "whole", steps=15, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         whole = toy_config(steps=15)
-        patch.setattr("training.loop.cosine_rate", lambda s, _: cosine_rate(s, whole))
+        patch.setattr("training.engine.loop.cosine_rate", lambda s, _: cosine_rate(s, whole))
         train_toy(tmp_path / "parts", steps=7, **sizes)
     train_toy(tmp_path / "parts", steps=15, resume=True, **sizes)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

@@ -22,9 +22,9 @@ from tritonclient.grpc.model_config_pb2 import TYPE_INT64, ModelConfig
 
 from tests.small import CAPTIONS, small_bundle, small_preset
 from training import export
-from training.checkpoints import Checkpoints
+from training.engine.checkpoints import Checkpoints
 from training.onnx_export import OnnxGraph, export_onnx, greatest_differences, main
-from training.triton_repository import MAX_BATCH, write_entry
+from training.release.triton_repository import MAX_BATCH, write_entry
 from vlmir.bundle import Bundle, digest_of, load_bundle
 from vlmir.degradations import degrade
 from vlmir.image.color import to_float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from training.config import LoopConfig
-from training.loop import adamw
+from training.engine.loop import adamw
 
 
 def test_a_channels_last_weight_is_updated_against_its_gradient() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from training import paper_tables, table
-from training.ablation import ABLATED, VARIANTS
+from training import table
+from training.measure.ablation import ABLATED, VARIANTS
+from training.tables import paper as paper_tables
 
 ABOUT = {"release": "tiny-9", "machine": "a machine"}
 OLD: dict[str, Any] = {

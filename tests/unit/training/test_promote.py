@@ -11,7 +11,7 @@ import pytest
 from tests.measured import BENCH, measured_bundle
 from training import promote
 from training.register import find_evaluation, register
-from training.registry import MODELS, SAMPLER, aliases, find_version
+from training.release.registry import MODELS, SAMPLER, aliases, find_version
 from vlmir.bundle import Bundle
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import pytest
 
 from tests.measured import measured_bundle
 from training import fetch, register
+from training.engine.tracking import tracked
 from training.fetch import fetch_bundle
 from training.register import find_evaluation
-from training.registry import MODELS, aliases, find_version, parts_of
-from training.tracking import tracked
+from training.release.registry import MODELS, aliases, find_version, parts_of
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.errors import BundleError, OptionError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.pictures import scene
-from training.rehaze import airlight, rehaze
+from training.data.rehaze import airlight, rehaze
 
 
 def hazy_pair(A: float, density: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

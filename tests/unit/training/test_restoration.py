@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.unit.training.pictures import scene
-from training.benches import noisy_copy
-from training.restoration import SETTINGS, Judges, measure_bench
+from training.measure.benches import noisy_copy
+from training.measure.restoration import SETTINGS, Judges, measure_bench
 from vlmir.errors import BundleError
 from vlmir.metrics import fidelity
 from vlmir.nn import UNet

@@ -30,9 +30,9 @@ from training import (
     stage2,
     table,
 )
-from training.checkpoints import Checkpoints
+from training.engine.checkpoints import Checkpoints
+from training.engine.tracking import UNTRACKED
 from training.pretrained import load_embedder
-from training.tracking import UNTRACKED
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_embedder, build_unet
 from vlmir.vlm.clip import DegradationCLIP
@@ -69,9 +69,9 @@ class Workshop:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder, patch
         for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
-            patch.setattr(f"training.views.{size}", 2)
-        patch.setattr("training.views.CAPTIONED", 4)
-        patch.setattr("training.pool.HELD_OUT", 3)
+            patch.setattr(f"training.data.views.{size}", 2)
+        patch.setattr("training.data.views.CAPTIONED", 4)
+        patch.setattr("training.data.pool.HELD_OUT", 3)
         patch.chdir(folder)
         write_photos(folder / "photos", 3)
         write_pairs(folder / "pairs", "rainy", 1)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.unit.training.toy import ToyTask, toy_config
-from training.compute import Compute
-from training.loop import Run, fit
-from training.tracking import tracked, tracking_uri
+from training.engine.compute import Compute
+from training.engine.loop import Run, fit
+from training.engine.tracking import tracked, tracking_uri
 from vlmir.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_a_run_names_the_code_that_made_it(tmp_path: Path, monkeypatch: pytest.M
 def test_code_that_is_in_no_repository_names_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.tracking.__file__", str(tmp_path / "tracking.py"))
+    monkeypatch.setattr("training.engine.tracking.__file__", str(tmp_path / "tracking.py"))
     monkeypatch.setattr("sys.argv", [str(tmp_path / "worker.py")])
     with tracked("toy", "one", tmp_path / "one", params={}):
         pass

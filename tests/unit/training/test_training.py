@@ -13,14 +13,14 @@ import torch
 from tests.small import small_preset
 from tests.unit.training.pictures import scene
 from training.cache import fingerprint
-from training.checkpoints import Checkpoints
-from training.compute import Compute
-from training.conditions import PoolConditions, no_conditions
 from training.config import Phase, load_config
-from training.crops import CropLoader
+from training.data.conditions import PoolConditions, no_conditions
+from training.data.crops import CropLoader
+from training.data.pool import Pool, build_pool, read_pairs, transplant
+from training.engine.checkpoints import Checkpoints
+from training.engine.compute import Compute
+from training.engine.loop import Run, fit
 from training.export import export
-from training.loop import Run, fit
-from training.pool import Pool, build_pool, read_pairs, transplant
 from training.stage2 import SamplerTask
 from vlmir.degradations import LABELS
 from vlmir.errors import OptionError
@@ -65,7 +65,7 @@ def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
 def test_pairs_of_one_scene_are_held_out_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.pool.HELD_OUT", 3)
+    monkeypatch.setattr("training.data.pool.HELD_OUT", 3)
     hazy = [("hazy", scene(i), scene(9)) for i in (5, 6)]
     rainy = ("rainy", np.clip(scene(8) + np.int16(90), 0, 255).astype(np.uint8), scene(8))
     pool = build_pool(tmp_path, [scene(0), scene(1)], [*hazy, rainy])
@@ -78,7 +78,7 @@ def test_pairs_of_one_scene_are_held_out_together(
 def test_streaks_of_held_out_pairs_fall_on_no_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.pool.HELD_OUT", 2)
+    monkeypatch.setattr("training.data.pool.HELD_OUT", 2)
     pair = ("rainy", np.clip(scene(8) + np.int16(90), 0, 255).astype(np.uint8), scene(8))
     pool = build_pool(tmp_path, [scene(0)], [pair])
     synthetic = [e for e in pool.entries if e.label == "rainy" and not pool.is_real(e)]
@@ -190,7 +190,7 @@ def test_workers_see_together_what_one_sees(pool: Pool) -> None:
 
 
 def test_held_out_photos_are_never_trained_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.pool.HELD_OUT", 2)
+    monkeypatch.setattr("training.data.pool.HELD_OUT", 2)
     part = Pool(pool.folder)
     assert {part.entries[i].photo for i in part.held_out} == {1}
     assert {part.entries[i].photo for i in part.training} == {0, 2}

@@ -12,7 +12,7 @@ import pytest
 from training import stage1
 from training.command import check_batches
 from training.config import load_config
-from training.workers import LOOK_EVERY, Workers, _connect
+from training.engine.workers import LOOK_EVERY, Workers, _connect
 from vlmir.errors import OptionError
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.compute import Compute
 from training.config import LoopConfig
-from training.loop import Run, Task, fit
+from training.engine.compute import Compute
+from training.engine.loop import Run, Task, fit
+from training.engine.workers import ALONE, Workers
 from training.stage2 import Ema
-from training.workers import ALONE, Workers
 
 __all__ = ["ToyTask", "toy_config", "train_toy"]
 

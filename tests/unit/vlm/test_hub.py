@@ -140,7 +140,7 @@ def test_public_weights_become_a_bundle_that_captions_alike(
 ) -> None:
     """As `base` is exported: BLIP and CLIP from the hub, stages 1 and 2 from checkpoints."""
     from training import pretrained
-    from training.checkpoints import Checkpoints
+    from training.engine.checkpoints import Checkpoints
     from training.export import export
 
     small = small_preset()

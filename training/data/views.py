@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from training.cache import fingerprint, kept
-from training.captioned import CaptionedPhotos, captions_and_split
-from training.captions import CaptionCache
-from training.pool import Bytes, Pool, degrade_bytes
+from training.data.caption_cache import CaptionCache
+from training.data.captioned import CaptionedPhotos, captions_and_split
+from training.data.pool import Bytes, Pool, degrade_bytes
 from training.pretrained import Pretrained
 from vlmir.config import Preset
 from vlmir.vlm.preprocess import content_view, detail_view, normalize

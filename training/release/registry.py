@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from training.tracking import tracking_uri
+from training.engine.tracking import tracking_uri
 from vlmir.bundle import PARTS
 from vlmir.errors import OptionError
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.stop import Stop
+from training.engine.stop import Stop
 from vlmir.errors import OptionError, VlmirError
 
 if TYPE_CHECKING:  # it takes seconds to import

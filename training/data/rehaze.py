@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.pool import Bytes
+from training.data.pool import Bytes
 
 __all__ = ["airlight", "rehaze"]
 

@@ -13,7 +13,7 @@ import onnx
 __all__ = ["BACKENDS", "MAX_BATCH", "Backend", "write_entry"]
 
 Backend = Literal["onnxruntime", "python"]
-"""Triton's own ONNX Runtime; or its Python backend running :mod:`training.triton_model`, where it lacks the former."""
+"""Triton's own ONNX Runtime; or, where it lacks that, its Python backend running our ``triton_model.py``."""
 
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "python")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.pool import Bytes
+from training.data.pool import Bytes
 from vlmir.image import Image, encode
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from training.cache import fingerprint
-from training.conditions import PoolConditions
 from training.config import StageTwoConfig
-from training.pool import Bytes, Entry, Pool, degrade_bytes
-from training.rehaze import airlight, rehaze
+from training.data.conditions import PoolConditions
+from training.data.pool import Bytes, Entry, Pool, degrade_bytes
+from training.data.rehaze import airlight, rehaze
 
 __all__ = ["CropLoader", "Crops"]
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.pool import Bytes, degrade_bytes, read_folder
+from training.data.pool import Bytes, degrade_bytes, read_folder
 from vlmir.degradations import LABELS
 
 __all__ = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking import RECORD, choose_experiment, find_run
+from training.engine.tracking import RECORD, choose_experiment, find_run
 
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ class Lineage:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Tags that name the runs, as :mod:`training.tracking` calls them."""
+        """Tags that name the runs, as :mod:`training.engine.tracking` calls them."""
         return {f"vlmir.{part}_run": run for part, run in self.named.items()}
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from training.captioned import CaptionedPhotos
+from training.data.captioned import CaptionedPhotos
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.preprocess import content_view, normalize

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from training.captioned import CaptionedPhotos
-from training.intervals import summary
-from training.pool import degrade_bytes
+from training.data.captioned import CaptionedPhotos
+from training.data.pool import degrade_bytes
+from training.measure.intervals import summary
 from vlmir.bundle import load_bundle
 from vlmir.parts import build_captioner, build_embedder
 from vlmir.vlm.captioner import BlipCaptioner
@@ -39,9 +39,9 @@ def measure_alignment(bundle: str, captioned: Path, limit: int | None) -> dict[s
         limit: Only so many test photos; None: all.
 
     Returns:
-        What :func:`training.intervals.summary` gives of four mean cosines, −1…1, each over the photo's own captions:
-        ``before`` and ``after``; and, since an encoder that says the same of every photo would score well too,
-        ``before_other`` and ``after_other``, the same against the captions of another photo.
+        What :func:`training.measure.intervals.summary` gives of four mean cosines, −1…1, each over the photo's own
+        captions: ``before`` and ``after``; and, since an encoder that says the same of every photo would score well
+        too, ``before_other`` and ``after_other``, the same against the captions of another photo.
     """
     photos, opened = CaptionedPhotos(captioned), load_bundle(bundle)
     embedder = build_embedder(opened)

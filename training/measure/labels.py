@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from training.benches import held_out_labels
-from training.intervals import interval
+from training.measure.benches import held_out_labels
+from training.measure.intervals import interval
 from vlmir.bundle import load_bundle
 from vlmir.image.color import to_float
 from vlmir.parts import build_embedder

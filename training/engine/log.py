@@ -15,7 +15,7 @@ from torch import Tensor
 from training.config import LoopConfig
 
 if TYPE_CHECKING:
-    from training.loop import Run
+    from training.engine.loop import Run
 
 __all__ = ["Log"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from training.intervals import interval
-from training.restoration import SETTINGS
+from training.measure.intervals import interval
+from training.measure.restoration import SETTINGS
 
 __all__ = ["TOLERANCE_DB", "Check", "Measured", "benches", "judge"]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from rich.progress import track
 
-from training.benches import BENCHES, noisy_copy
+from training.measure.benches import BENCHES, noisy_copy
 from vlmir.bundle import load_bundle
 from vlmir.image.color import to_float
 from vlmir.metrics import psnr

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.pool import Bytes, Pool, build_pool, read_folder, read_pairs
+from training.data.pool import Bytes, Pool, build_pool, read_folder, read_pairs
 from vlmir.degradations import LABELS
 from vlmir.errors import OptionError
 

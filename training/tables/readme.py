@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.benches import MARGINS
-from training.cells import Numbers, decibels, grid
+from training.measure.benches import MARGINS
+from training.tables.cells import Numbers, decibels, grid
 from vlmir.degradations import LABELS
 
 __all__ = ["markdown"]

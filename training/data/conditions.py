@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.cache import fingerprint
-from training.captions import CaptionCache
-from training.pool import Bytes, Pool
-from training.views import to_tensor
+from training.data.caption_cache import CaptionCache
+from training.data.pool import Bytes, Pool
+from training.data.views import to_tensor
 from vlmir.config import Preset
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.embedder import ClipEmbedder

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.checkpoints import Checkpoints
-from training.compute import Compute
 from training.config import LoopConfig
-from training.log import Log
-from training.stop import Stop
-from training.tracking import UNTRACKED, Tracker
-from training.workers import ALONE, Workers
+from training.engine.checkpoints import Checkpoints
+from training.engine.compute import Compute
+from training.engine.log import Log
+from training.engine.stop import Stop
+from training.engine.tracking import UNTRACKED, Tracker
+from training.engine.workers import ALONE, Workers
 from vlmir.errors import OptionError
 
 __all__ = ["Run", "Task", "adamw", "cosine_rate", "fit", "seed_of", "set_rate"]

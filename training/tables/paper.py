@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from types import MappingProxyType
 
-from training.cells import Numbers, decibels, grid
+from training.tables.cells import Numbers, decibels, grid
 from vlmir.metrics.perceptual import ALEXNET, INCEPTION
 
 __all__ = ["markdown"]

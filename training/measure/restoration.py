@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from training.benches import FloatPair, Pair
 from training.cache import fingerprint
-from training.intervals import summary
-from training.pool import Bytes
+from training.data.pool import Bytes
+from training.measure.benches import FloatPair, Pair
+from training.measure.intervals import summary
 from vlmir.image import Image
 from vlmir.image.color import to_levels
 from vlmir.metrics import fidelity, psnr
@@ -85,7 +85,7 @@ def measure_bench(
         seeds: Seeds of a sample, at least 1.
 
     Returns:
-        What :func:`training.intervals.summary` gives of ``input_psnr``, the four numbers of
+        What :func:`training.measure.intervals.summary` gives of ``input_psnr``, the four numbers of
         :class:`vlmir.metrics.Fidelity` and ``lpips``, each the mean over the seeds; ``lpips`` and ``fid`` are None
         where their network is not there (``fid`` also where there are fewer than two pictures). ``seeds``: how many;
         ``psnr_by_seed``: the mean PSNR of each; ``inputs``: a fingerprint of the pairs.

@@ -1,0 +1,1 @@
+"""What is measured of a bundle, and on which pictures."""

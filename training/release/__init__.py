@@ -1,0 +1,1 @@
+"""A bundle in a registry and on Triton."""
