@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -89,14 +88,14 @@ def _result(arguments: argparse.Namespace, out: Path, variant: Variant) -> dict[
     file = out / "result.json"
     if file.is_file():
         return dict(json.loads(file.read_text("utf-8")))
-    seconds = _train(arguments, out, variant)
-    result = {"seconds": seconds, **_measure(Restorer.load(str(out / "bundle")), arguments)}
+    _train(arguments, out, variant)
+    result = _measure(Restorer.load(str(out / "bundle")), arguments)
     file.write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 
 
-def _train(arguments: argparse.Namespace, out: Path, variant: Variant) -> float:
-    """Make ``out/bundle``; returns the seconds that training took, as far as it was done here."""
+def _train(arguments: argparse.Namespace, out: Path, variant: Variant) -> None:
+    """Make ``out/bundle``."""
     preset = load_preset("tiny")
     prediction = cast('Literal["noise", "x0", "v"]', OBJECTIVES[variant.objective])
     sampler = dataclasses.replace(preset.sampler, prediction=prediction)
@@ -114,15 +113,12 @@ def _train(arguments: argparse.Namespace, out: Path, variant: Variant) -> float:
     config = load_config("tiny", [f"stage2.{key}={value}" for key, value in changes.items()])
     run = Run(out=out, resume=True, compute=Compute())
     torch.manual_seed(0)  # the same random weights for all
-    began = time.monotonic()
     stage = argparse.Namespace(
         **vars(arguments), pretrained=None, init=None, entries=None, blind=False
     )
     stage2.work(stage, Stage(config=config, preset=preset, run=run))
-    spent = time.monotonic() - began
     parts = {"pretrained": None, "stage1": arguments.stage1, "stage2": out}
     export(out / "bundle", preset=preset, release=out.name, **parts)
-    return spent
 
 
 def _measure(restorer: Restorer, arguments: argparse.Namespace) -> dict[str, float]:
@@ -141,7 +137,7 @@ def _measure(restorer: Restorer, arguments: argparse.Namespace) -> dict[str, flo
 
 
 def _table(results: Mapping[str, Mapping[str, float]], steps: int, pictures: int) -> list[str]:
-    header = ["objective, norm of the error, times", *BENCHES, "training, s"]
+    header = ["objective, norm of the error, times", *BENCHES]
     rows = [
         [
             title,
@@ -149,7 +145,6 @@ def _table(results: Mapping[str, Mapping[str, float]], steps: int, pictures: int
                 f"{result[f'{b}, one-step']:.2f} / {result[f'{b}, stochastic']:.2f}"
                 for b in BENCHES
             ),
-            f"{result['seconds']:.0f}",
         ]
         for title, result in results.items()
     ]
