@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from training.config import CONFIGS, TrainingConfig, load_config
-from training.engine.checkpoints import Checkpoints
+from training.engine.checkpoints import latest_of_each
 from training.engine.compute import PRECISIONS, Compute
 from training.engine.loop import Run
 from training.engine.tracking import tracked, tracking_uri
@@ -116,7 +116,7 @@ def run_stage(arguments: argparse.Namespace, name: str) -> None:
     It is found by name: workers import it, where the module that was started is called ``__main__``.
     """
     with users_faults(name):
-        begun = sorted(arguments.out.glob("*/step-*.pt"))
+        begun = list(latest_of_each(arguments.out).values())
         if begun and not arguments.resume:
             raise OptionError(
                 f"{begun[-1]} is of an earlier run: go on with --resume, or name another --out."
@@ -183,12 +183,12 @@ def _run(arguments: argparse.Namespace, name: str, server: str, workers: Workers
         name,
         arguments.out,
         params=params,
-        resumes=any(arguments.out.glob("*/step-*.pt")),
+        resumes=bool(latest_of_each(arguments.out)),
         server=server,
     ) as tracker:
         run = dataclasses.replace(stage.run, tracker=tracker)
         work(arguments, dataclasses.replace(stage, run=run))
         for file in sorted(arguments.out.glob("*.jsonl")):
             tracker.files(file, "log")
-        for checkpoints in sorted({f.parent for f in arguments.out.glob("*/step-*.pt")}):
-            tracker.files(Checkpoints(checkpoints).files[-1], f"checkpoints/{checkpoints.name}")
+        for loop, checkpoint in latest_of_each(arguments.out).items():
+            tracker.files(checkpoint, f"checkpoints/{loop}")

@@ -95,7 +95,7 @@ def _of_bundle(preset: Preset, bundle: Bundle) -> Pretrained:
 
 
 def new_embedder(
-    preset: Preset, parts: Pretrained, init: Path | None, *, lora: bool = True
+    preset: Preset, parts: Pretrained, init: Bundle | None, *, lora: bool = True
 ) -> DegradationCLIP:
     """The network of stage 1: around the pretrained CLIP, or that of the bundle ``init``.
 
@@ -112,7 +112,7 @@ def new_embedder(
     length = preset.embedder.clip.text_cfg.context_length
     network.set_labels(parts.tokenizer(preset.labels, length))
     if init is not None:
-        fill_embedder(network, load_bundle(init))
+        fill_embedder(network, init)
     return network
 
 
@@ -126,8 +126,9 @@ def load_embedder(
         BundleError: The bundle's weights do not fit the preset.
     """
     if (stage1 / "bundle.json").is_file():
-        parts = load_pretrained(preset, stage1)
-        network = new_embedder(preset, parts, stage1, lora=has_lora(load_bundle(stage1)))
+        bundle = load_bundle(stage1)
+        parts = _of_bundle(preset, bundle)
+        network = new_embedder(preset, parts, bundle, lora=has_lora(bundle))
     else:
         parts = load_pretrained(preset, pretrained)
         network = new_embedder(preset, parts, None)

@@ -30,6 +30,7 @@ from training.engine.checkpoints import Checkpoints
 from training.engine.loop import Run, Task, fit, seed_of
 from training.pretrain import contrastive_loss
 from training.pretrained import load_pretrained, new_embedder
+from vlmir.bundle import load_bundle
 from vlmir.errors import OptionError
 from vlmir.vlm.clip import DegradationCLIP, DetailStem, encode_tower
 
@@ -176,7 +177,8 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
     parts = load_pretrained(preset, arguments.init or arguments.pretrained)
     parts.need_captioner()
     run.tracker.built_on(captioner=parts.folder)
-    network = new_embedder(preset, parts, arguments.init)
+    init = load_bundle(arguments.init) if arguments.init is not None else None
+    network = new_embedder(preset, parts, init)
     if network.controller.stem is not None and config.stem.steps:
         # Prepared in a scope of its own: its pictures take more memory than the joint phase has to spare.
         train_stem(network, arguments, stage)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.foreign import SMALL_CLIP, SMALL_UNET, clip_state, daclip_with, unet_state
+from tests.golden.unet import assert_reproduces_the_reference
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset
 from vlmir.importer import import_daclip
@@ -24,19 +24,9 @@ def imported(folder: Path, preset: Preset, names: list[str] | None = None) -> Pa
 
 
 def test_the_imported_unet_reproduces_the_reference(golden_numbers: Path, tmp_path: Path) -> None:
-    golden = json.loads((golden_numbers / "daclip_unet_forward.json").read_text())
     preset = daclip_with(clip={**SMALL_CLIP, "embed_dim": 512}, unet={})
     unet = build_unet(load_bundle(imported(tmp_path, preset)))
-    count = 3 * 40 * 56
-    x_t = torch.linspace(-1, 1, count).view(1, 3, 40, 56)
-    mu = torch.linspace(0, 1, count).view(1, 3, 40, 56).flip(-1)
-    f_D = torch.linspace(-1, 1, 512)[None]
-    f_I = torch.cos(0.1 * torch.arange(512))[None]
-    with torch.inference_mode():
-        output = unet(x_t, mu, torch.tensor([37]), unet.prepare(None, f_I, f_D, 1))
-    assert output.mean().item() == pytest.approx(golden["mean"], rel=1e-4)
-    assert output.std().item() == pytest.approx(golden["std"], rel=1e-4)
-    assert output.flatten()[:8].tolist() == pytest.approx(golden["first8"], rel=1e-4)
+    assert_reproduces_the_reference(unet, golden_numbers)
 
 
 def test_the_imported_controller_reproduces_the_reference(

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor
 
 from training.cache import fingerprint
-from training.data.pool import Bytes
+from training.data.pool import Bytes, to_tensor
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.preprocess import content_view
 
@@ -52,7 +51,7 @@ class CaptionCache:
     def _caption(self, pictures: Sequence[Bytes]) -> list[str]:
         size = self._captioner.config.image_size
         return self._captioner.caption_batch(
-            torch.cat([content_view(_tensor(picture), size) for picture in pictures])
+            torch.cat([content_view(to_tensor(picture), size) for picture in pictures])
         )
 
     def _keep(self, captions: dict[str, str]) -> None:
@@ -75,8 +74,3 @@ def _key(picture: Bytes) -> str:
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(picture).data)
     return digest.hexdigest()
-
-
-def _tensor(picture: Bytes) -> Tensor:
-    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255

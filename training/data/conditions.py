@@ -15,8 +15,7 @@ from torch import Tensor
 
 from training.cache import fingerprint
 from training.data.caption_cache import CaptionCache
-from training.data.pool import Bytes, Pool
-from training.data.views import to_tensor
+from training.data.pool import Bytes, Pool, to_tensor
 from vlmir.config import Preset
 from vlmir.vlm.captioner import BlipCaptioner
 from vlmir.vlm.embedder import ClipEmbedder

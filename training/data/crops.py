@@ -12,7 +12,7 @@ from torch import Tensor
 from training.cache import fingerprint
 from training.config import StageTwoConfig
 from training.data.conditions import PoolConditions
-from training.data.pool import Bytes, Entry, Pool, degrade_bytes
+from training.data.pool import Bytes, Entry, Pool, degrade_bytes, to_tensor
 from training.data.rehaze import airlight, rehaze
 
 __all__ = ["CropLoader", "Crops"]
@@ -124,8 +124,8 @@ class CropLoader:
         window = np.s_[top : top + size, left : left + size]
         noise = np.random.default_rng(i).standard_normal((1, 3, size, size), dtype=np.float32)
         return Crops(
-            lq=_tensor(self._pool.lq(i)[window]),
-            gt=_tensor(self._pool.gt(i)[window]),
+            lq=to_tensor(self._pool.lq(i)[window]),
+            gt=to_tensor(self._pool.gt(i)[window]),
             f_T=self._conditions.f_T[i][None],
             f_I=self._conditions.f_I[i][None],
             f_D=self._conditions.f_D[i][None],
@@ -145,8 +145,8 @@ class CropLoader:
             f_D = self.prototypes[number]
         t = int(rng.integers(1, self._T + 1))
         return Crops(
-            lq=_tensor(lq),
-            gt=_tensor(gt),
+            lq=to_tensor(lq),
+            gt=to_tensor(gt),
             f_T=self._conditions.f_T[i][None],
             f_I=self._conditions.f_I[i][None],
             f_D=f_D[None],
@@ -219,11 +219,6 @@ class CropLoader:
         density = float(np.exp(rng.uniform(np.log(0.7), np.log(1.6))))
         new_A = A if rng.random() < 0.7 else A * float(rng.uniform(0.85, 1))
         return rehaze(lq, gt, A, density=density, new_A=new_A)
-
-
-def _tensor(crop: Bytes) -> Tensor:
-    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
-    return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None].float() / 255
 
 
 def _stacked(crops: list[Crops]) -> Crops:

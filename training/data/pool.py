@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from training.cache import fingerprint
 from vlmir.degradations import degrade
@@ -28,6 +30,7 @@ __all__ = [
     "degrade_bytes",
     "read_folder",
     "read_pairs",
+    "to_tensor",
     "transplant",
 ]
 
@@ -246,6 +249,12 @@ def degrade_bytes(photo: Bytes, label: str, *, seed: int, strength: float) -> By
     """:func:`vlmir.degradations.degrade` for bytes."""
     degraded = degrade(to_float(photo), label, seed=seed, strength=strength)
     return np.asarray(to_levels(degraded, 8), np.uint8)
+
+
+def to_tensor(pixels_HWC: Bytes) -> Tensor:
+    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
+    pixels = torch.from_numpy(np.array(pixels_HWC)).permute(2, 0, 1)[None]
+    return pixels.float() / 255
 
 
 def _read(path: Path) -> Bytes:

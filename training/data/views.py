@@ -17,7 +17,7 @@ from torch import Tensor
 from training.cache import fingerprint, kept
 from training.data.caption_cache import CaptionCache
 from training.data.captioned import CaptionedPhotos, captions_and_split
-from training.data.pool import Bytes, Pool, degrade_bytes
+from training.data.pool import Bytes, Pool, degrade_bytes, to_tensor
 from training.pretrained import Pretrained
 from vlmir.config import Preset
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
@@ -27,7 +27,6 @@ __all__ = [
     "StageOneData",
     "prepare_damage",
     "prepare_stage1",
-    "to_tensor",
 ]
 
 CPU = torch.device("cpu")
@@ -112,12 +111,6 @@ class StageOneData(DamageData):
 def _mirrored(views: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(len(views), generator=generator) < 0.5
     return torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
-
-
-def to_tensor(pixels_HWC: Bytes) -> Tensor:
-    """H×W×3 uint8 → 1×3×H×W float32, 0…1."""
-    pixels = torch.from_numpy(np.array(pixels_HWC)).permute(2, 0, 1)[None]
-    return pixels.float() / 255
 
 
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:

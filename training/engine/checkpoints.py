@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoints", "latest_of_each", "load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -66,3 +66,9 @@ class Checkpoints:
         if state is None:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint: run {made_by} first.")
         return state
+
+
+def latest_of_each(out: Path) -> dict[str, Path]:
+    """Name → latest checkpoint of every loop that has left one in a stage's folder."""
+    folders = sorted({file.parent for file in out.glob("*/step-*.pt")})
+    return {folder.name: Checkpoints(folder).files[-1] for folder in folders}

@@ -41,6 +41,10 @@ def test_choices_are_those_of_the_library() -> None:
         (["inspect"], "IN"),
         (["degrade", "a.png", "-o", "out"], "--label"),
         (["degrade", "a.png", "-o", "out", "--label", "old"], "invalid choice: 'old'"),
+        (["models"], "COMMAND"),
+        (["models", "polish"], "invalid choice"),
+        (["models", "import-daclip", "out"], "--unet, --clip"),
+        (["models", "import-daclip", "--unet", "a", "--clip", "b"], "OUT"),
     ],
 )
 def test_a_usage_error_exits_2(

@@ -43,24 +43,6 @@ def test_help(command: list[str], told: str, capsys: pytest.CaptureFixture[str])
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("given", "complaint"),
-    [
-        (["models"], "COMMAND"),
-        (["models", "polish"], "invalid choice"),
-        ([*IMPORT, "out"], "--unet, --clip"),
-        ([*IMPORT, "--unet", "a", "--clip", "b"], "OUT"),
-    ],
-)
-def test_a_usage_error_exits_2(
-    given: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main(given)
-    assert exit.value.code == 2
-    assert complaint in capsys.readouterr().err
-
-
 def test_it_says_what_it_made(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

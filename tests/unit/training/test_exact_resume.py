@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from importlib import import_module
@@ -12,34 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small import small_preset
-from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
+from tests.unit.training.workshop import lay_out
 from training.engine.checkpoints import load_checkpoint
 from training.stage2 import Ema
 
 LOOP = "steps = 4\nbatch = 4\nrate = 1e-3\nweight_decay = 0.1\nsave_every = 2\n"
-CONFIG = f"""
-preset = "small.json"
-[pretrain.clip]
-{LOOP}
-[pretrain.blip]
-{LOOP}
-[stage1.stem]
-{LOOP}
-[stage1.joint]
-{LOOP}
-[stage2]
-objective = "x0"
-norm = "rms"
-size = 32
-at_T = 0.5
-null_share = 0.3
-phases = [{{ begin = 1, size = 48, batch = 2 }}]
-mix = {{ noisy = 1, rainy = 1, clean = 1 }}
-[stage2.loop]
-{LOOP}
-validate_every = 2
-"""
 STAGES = {
     "pretrain": (["clip", "blip"], ["--data", "captioned"]),
     "stage1": (["stem", "embedder"], ["--data", "photos", "pairs", "captioned", "--pretrained"]),
@@ -52,16 +28,7 @@ STAGES = {
 def test_half_a_run_and_the_rest_of_it_are_the_whole(
     stage: str, tmp_path: Path, small_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
-        monkeypatch.setattr(f"training.data.views.{size}", 2)
-    monkeypatch.setattr("training.data.views.CAPTIONED", 4)
-    monkeypatch.setattr("training.data.pool.HELD_OUT", 3)
-    monkeypatch.chdir(tmp_path)
-    write_photos(tmp_path / "photos", 3)
-    write_pairs(tmp_path / "pairs", "rainy", 1)
-    write_captioned(tmp_path / "captioned", 8)
-    (tmp_path / "small.json").write_text(json.dumps(small_preset().to_dict()))
-    (tmp_path / "small.toml").write_text(CONFIG)
+    lay_out(tmp_path, monkeypatch, loop=LOOP, stage2="null_share = 0.3")
     tasks, arguments = STAGES[stage]
     bundle = [str(small_bundle_folder)] * (stage != "pretrain")
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.small import small_preset
-from tests.unit.training.pictures import write_captioned, write_pairs, write_photos
+from tests.unit.training.workshop import lay_out
 from training import (
     captions,
     evaluate,
@@ -40,27 +40,6 @@ from vlmir.vlm.clip import DegradationCLIP
 README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
 
 LOOP = "steps = 2\nbatch = 4\nrate = 1e-3\nlog_every = 1\nsave_every = 1\n"
-CONFIG = f"""
-preset = "PRESET"
-[pretrain.clip]
-{LOOP}
-[pretrain.blip]
-{LOOP}
-[stage1.stem]
-{LOOP}
-[stage1.joint]
-{LOOP}
-[stage2]
-objective = "x0"
-norm = "rms"
-size = 32
-at_T = 0.5
-phases = [{{ begin = 1, size = 48, batch = 2 }}]
-mix = {{ noisy = 1, rainy = 1, clean = 1 }}
-[stage2.loop]
-{LOOP}
-validate_every = 2
-"""
 
 
 class Workshop:
@@ -68,17 +47,7 @@ class Workshop:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder, patch
-        for size in ("PER_LABEL", "DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
-            patch.setattr(f"training.data.views.{size}", 2)
-        patch.setattr("training.data.views.CAPTIONED", 4)
-        patch.setattr("training.data.pool.HELD_OUT", 3)
-        patch.chdir(folder)
-        write_photos(folder / "photos", 3)
-        write_pairs(folder / "pairs", "rainy", 1)
-        write_captioned(folder / "captioned", 8)
-        (folder / "small.json").write_text(json.dumps(small_preset().to_dict()))
-        self.config = folder / "small.toml"
-        self.config.write_text(CONFIG.replace("PRESET", str(folder / "small.json")))
+        self.config = lay_out(folder, patch, loop=LOOP)
 
     def run(self, module: ModuleType, *arguments: str) -> None:
         """What ``python -m training.<module> …`` does; an exit with status 0 is none."""
