@@ -8,13 +8,14 @@ from types import MappingProxyType
 import numpy as np
 
 from vlmir.degradations.codec import jpeg_compressed
+from vlmir.degradations.drops import raindrop
 from vlmir.degradations.fields import Pixels, quantise
 from vlmir.degradations.haze import hazy
-from vlmir.degradations.lens import motion_blurry, raindrop
 from vlmir.degradations.light import shadowed
 from vlmir.degradations.masking import uncompleted
 from vlmir.degradations.precipitation import rainy, snowy
 from vlmir.degradations.sensor import low_light, noisy
+from vlmir.degradations.shake import motion_blurry
 from vlmir.errors import InputError, OptionError
 
 __all__ = ["LABELS", "degrade", "mixture"]

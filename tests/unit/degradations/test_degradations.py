@@ -152,6 +152,26 @@ def test_shadow_only_darkens_and_shade_is_bluish() -> None:
     assert blue > red
 
 
+def test_a_shadow_falls_where_it_can_be_seen() -> None:
+    """A label without a damage would teach the controller to see shadows in clean pictures."""
+    half_dark = np.full((80, 120, 3), 0.02, dtype=np.float32)
+    half_dark[:, 60:] = 0.8
+    for seed in range(12):
+        shaded = degrade(half_dark, "shadowed", seed=seed)
+        assert float((half_dark - shaded).max(axis=2)[:, 60:].mean()) > 0.02, seed
+
+
+def test_drops_hide_what_is_behind_them_with_pale_discs() -> None:
+    rng = np.random.default_rng(0)
+    texture = rng.random((160, 240, 3), dtype=np.float32)
+    for seed in range(6):
+        covered = []
+        for strength in (0.2, 1.0):
+            wet = degrade(texture, "raindrop", seed=seed, strength=strength)
+            covered.append(float(np.abs(wet - texture).mean()))
+        assert covered[1] > covered[0] > 0.005, seed
+
+
 def test_weather_looks_alike_at_any_size() -> None:
     for label in ("rainy", "snowy", "raindrop"):
         changed = []
