@@ -192,7 +192,11 @@ def main() -> None:
     add_common(parser, out=Path("runs/stage2"))
     parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"), help="the embedder")
     parser.add_argument("--pretrained", type=Path, help="CLIP and BLIP that stage 1 built on")
-    parser.add_argument("--init", type=Path, help="bundle whose U-Net is trained further")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="bundle whose U-Net is trained further; it may have fewer blocks than the preset's",
+    )
     parser.add_argument("--entries", type=int, help="use so many random pictures of the pool only")
     parser.add_argument(
         "--blind",
@@ -224,7 +228,8 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
     )
     unet = UNet(preset.sampler.unet)
     if arguments.init is not None:
-        load_strictly(unet, build_unet(load_bundle(arguments.init)).state_dict())
+        given = build_unet(load_bundle(arguments.init)).state_dict()
+        load_strictly(unet, given, may_miss=r"\.more\.")
     task = SamplerTask(preset, config, loader, run, unet)
     if not arguments.no_compile:
         unet.forward = torch.compile(unet.forward, dynamic=False)  # type: ignore[method-assign]

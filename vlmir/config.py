@@ -185,6 +185,8 @@ class UNetConfig:
     """Side of the stem's kernel, odd."""
     head_dim: int = 32
     """Channels of one attention head."""
+    more_blocks: tuple[int, ...] = ()
+    """ResBlocks at each level, on its way down and on its way up, beyond the two of DA-CLIP; empty: none."""
     unit_scale: bool = False
     """Whether pixels are brought to mean 0 and deviation 1 (and the output back): small raw values leave SiLU almost
     linear and slow down learning. Off for DA-CLIP's weights."""
@@ -192,6 +194,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.multipliers):
             raise BundleError("attention and multipliers must name the same number of levels.")
+        if self.more_blocks and len(self.more_blocks) != len(self.multipliers):
+            raise BundleError("more_blocks and multipliers must name the same number of levels.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

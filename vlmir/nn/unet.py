@@ -52,13 +52,18 @@ class DegradationPrompt(nn.Module):
 
 
 class Level(nn.Module):
-    """Two ResBlocks, an attention, and the layer that leaves the level."""
+    """Two ResBlocks, more of them where the level is deep, an attention, and the layer that leaves the level."""
 
     def __init__(
-        self, blocks: tuple[ResBlock, ResBlock], attention: nn.Module, leave: nn.Module
+        self,
+        blocks: tuple[ResBlock, ResBlock],
+        more: list[ResBlock],
+        attention: nn.Module,
+        leave: nn.Module,
     ) -> None:
         super().__init__()
         self.block1, self.block2 = blocks
+        self.more = nn.ModuleList(more)
         self.attention = attention
         self.leave = leave
 
@@ -82,16 +87,19 @@ class UNet(nn.Module):
         )
         sizes = [width, *(width * m for m in config.multipliers)]
         last = len(config.multipliers) - 1
+        more = config.more_blocks or (0,) * len(config.multipliers)
         downs: list[Level] = []
         ups: list[Level] = []
         for i, (inner, outer) in enumerate(itertools.pairwise(sizes)):
             kind = config.attention[i]
             down = conv(inner, outer) if i == last else nn.Conv2d(inner, outer, 4, 2, 1)
             down_blocks = _two(inner, inner, embedding)
-            downs.append(Level(down_blocks, self._attend(kind, inner), down))
+            down_more = [ResBlock(inner, inner, embedding) for _ in range(more[i])]
+            downs.append(Level(down_blocks, down_more, self._attend(kind, inner), down))
             up = conv(outer, inner) if i == 0 else _Upsample(outer, inner)
             up_blocks = _two(outer + inner, outer, embedding)
-            ups.insert(0, Level(up_blocks, self._attend(kind, outer), up))
+            up_more = [ResBlock(outer, outer, embedding) for _ in range(more[i])]
+            ups.insert(0, Level(up_blocks, up_more, self._attend(kind, outer), up))
         self.downs, self.ups = nn.ModuleList(downs), nn.ModuleList(ups)
         self.middle1 = ResBlock(sizes[-1], sizes[-1], embedding)
         self.middle_attention = self._attend("transformer", sizes[-1])
@@ -129,7 +137,8 @@ class UNet(nn.Module):
         for level in self._levels(self.downs):
             x = level.block1(x, embedding)
             skips.append(x)
-            x = _apply(level.attention, level.block2(x, embedding), contexts)
+            x = _deepen(level, level.block2(x, embedding), embedding)
+            x = _apply(level.attention, x, contexts)
             skips.append(x)
             x = level.leave(x)
         x = _apply(self.middle_attention, self.middle1(x, embedding), contexts)
@@ -137,18 +146,23 @@ class UNet(nn.Module):
         for level in self._levels(self.ups):
             x = level.block1(torch.cat([x, skips.pop()], dim=1), embedding)
             x = level.block2(torch.cat([x, skips.pop()], dim=1), embedding)
+            x = _deepen(level, x, embedding)
             x = level.leave(_apply(level.attention, x, contexts))
         x = self.head(self.final(torch.cat([x, stem], dim=1), embedding))
         return F.pixel_shuffle(x, self.config.stem_stride)[..., :height, :width] * scale
 
     def _initialise(self) -> None:
-        """Convolutions keep the variance of what they read; the head starts at zero.
+        """Convolutions keep the variance of what they read; the head and what more blocks add start at zero.
 
-        Without normalisation layers PyTorch's default would shrink the signal by three in each.
+        Without normalisation layers PyTorch's default would shrink the signal by three in each. A deeper network
+        so starts as the shallower one whose weights it is given.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.weight.any():  # not the zeroed projections
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        for level in itertools.chain(self._levels(self.downs), self._levels(self.ups)):
+            for block in level.more:
+                nn.init.zeros_(cast(ResBlock, block).conv2.weight)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast(Tensor, self.head.bias))
 
@@ -193,6 +207,12 @@ class _Upsample(nn.Sequential):
             nn.Upsample(scale_factor=2, mode="nearest"),
             nn.Conv2d(channels_in, channels_out, 3, padding=1),
         )
+
+
+def _deepen(level: Level, x: Tensor, embedding: Tensor) -> Tensor:
+    for block in level.more:
+        x = block(x, embedding)
+    return x
 
 
 def _apply(layer: nn.Module, x: Tensor, contexts: Iterator[TransformerContext]) -> Tensor:

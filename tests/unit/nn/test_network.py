@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmir.config import UNetConfig
+from vlmir.daclip import load_strictly
+from vlmir.errors import BundleError
 from vlmir.nn import UNet
 from vlmir.nn.attention import CrossAttention, LinearAttention
 
@@ -108,3 +110,20 @@ def test_batch_does_not_matter() -> None:
             own = UNET.prepare(f[i : i + 1], f[i : i + 1], f[i : i + 1], 1)
             alone = UNET(x[i : i + 1], mu[i : i + 1], t[i : i + 1], own)
             assert torch.allclose(alone[0], together[i], atol=1e-5)
+
+
+def test_a_network_with_more_blocks_starts_as_the_one_without() -> None:
+    """So a trained network can be deepened and trained on."""
+    deeper = UNet(dataclasses.replace(SMALL, more_blocks=(2, 1))).eval()
+    with pytest.raises(BundleError, match="missing"):
+        load_strictly(deeper, UNET.state_dict())
+    load_strictly(deeper, UNET.state_dict(), may_miss=r"\.more\.")
+    assert torch.allclose(run(deeper, 24, 40), run(UNET, 24, 40), atol=1e-6)
+    block = deeper.ups[-1].more[1]  # of the first level, the last on the way up
+    torch.nn.init.normal_(block.conv2.weight, std=0.05)
+    assert not torch.allclose(run(deeper, 24, 40), run(UNET, 24, 40), atol=1e-3)
+
+
+def test_more_blocks_are_named_for_every_level() -> None:
+    with pytest.raises(BundleError, match="more_blocks"):
+        dataclasses.replace(SMALL, more_blocks=(2,))
