@@ -87,6 +87,8 @@ class StageOneConfig:
     """Second phase: controller and LoRA caption encoder."""
     alpha: float = 0.5
     """Weight of the caption term (eq. 3)."""
+    severity: float = 1.0
+    """Weight, in the first phase, of what f_D says about how much is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ Trains the degradation controller and the LoRA caption encoder against the froze
 Two readings of ours. The second term classifies f_D against the label set: in a batch many pictures share a label, and
 the reference counts them as negatives of each other. The first term uses the captioned photos only: their captions are
 human, so they are true of the content.
+
+Where the preset has a convolutional path, f_D also learns to say how much is wrong (:mod:`training.data.severity`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from training.cache import fingerprint
 from training.command import Stage, add_common, run_stage
 from training.data.folders import find_data
 from training.data.pool import Pool
+from training.data.severity import SEVERITIES
 from training.data.views import DamageData, StageOneData, prepare_damage, prepare_stage1
 from training.engine.checkpoints import Checkpoints
 from training.engine.loop import Run, Task, fit, seed_of
@@ -42,13 +45,16 @@ class StemTask(Task):
 
     name = "stem"
 
-    def __init__(self, network: DegradationCLIP, data: DamageData, batch: int, run: Run) -> None:
+    def __init__(
+        self, network: DegradationCLIP, data: DamageData, *, batch: int, severity: float, run: Run
+    ) -> None:
         super().__init__()
         stem = network.controller.stem
         assert stem is not None
         self.stem: DetailStem = stem.to(run.compute.device).to(memory_format=torch.channels_last)
         self._head = [network.to(run.compute.device)]  # in a list: not a part of what is trained
-        self._data, self._batch, self._run = data, batch, run
+        self._severity_axes = unnamed_axes(network.label_embeddings, SEVERITIES)
+        self._data, self._batch, self._severity, self._run = data, batch, severity, run
         self.data = data.digest
 
     @property
@@ -63,16 +69,30 @@ class StemTask(Task):
         return self._data.draw(self._batch, generator).part(places)
 
     def forward(self, batch: DamageData) -> dict[str, Tensor]:
-        """The classification of f_D, and how many were right."""
+        """The classification of f_D, what it says of the severity, and how many labels were right."""
         views = batch.normalised_views().contiguous(memory_format=torch.channels_last)
         with self._run.compute.autocast():
             f_D = self.stem(views)
-        logits = self._head[0].degradation_logits(f_D.float())
-        right = (logits.argmax(1) == batch.labels).float().mean()
+        f_D = f_D.float()
+        logits = self._head[0].degradation_logits(f_D)
+        label = F.cross_entropy(logits, batch.labels, label_smoothing=0.02)
+        said = f_D @ self._severity_axes.T
+        severity = F.smooth_l1_loss(said, batch.severity)
         return {
-            "loss": F.cross_entropy(logits, batch.labels, label_smoothing=0.02),
-            "accuracy": right,
+            "loss": label + self._severity * severity,
+            "accuracy": (logits.argmax(1) == batch.labels).float().mean(),
+            "severity": severity,
         }
+
+
+def unnamed_axes(label_embeddings: Tensor, count: int) -> Tensor:
+    """``count`` orthonormal directions (count×D) that are orthogonal to all K×D label embeddings.
+
+    What f_D says along them does not move its similarity with any label but by its length.
+    """
+    # The right singular vectors beyond the K-th span what no label uses.
+    Vh: Tensor = torch.linalg.svd(label_embeddings.double()).Vh
+    return Vh[len(label_embeddings) :][:count].float()
 
 
 class JointTask(Task):
@@ -201,7 +221,8 @@ def train_stem(network: DegradationCLIP, arguments: argparse.Namespace, stage: S
         return
     with run.workers.first_alone():
         data = prepare_damage(stage.preset, Pool(arguments.pool), captioned, arguments.pool)
-    fit(StemTask(network, data, config.batch, run), config, run)
+    severity = stage.config.stage1.severity
+    fit(StemTask(network, data, batch=config.batch, severity=severity, run=run), config, run)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,15 +14,15 @@ from training.cache import fingerprint
 from training.config import StageTwoConfig
 from training.data.conditions import PoolConditions
 from training.data.pool import Bytes, Entry, Pool, degrade_bytes, to_tensor
-from training.data.rehaze import airlight, rehaze
 
 __all__ = ["CropLoader", "Crops"]
 
 _UPRIGHT = ("rainy", "hazy", "snowy", "raindrop")
 """Labels whose look depends on which way is down."""
 
-OTHER_HAZE_SHARE = 0.6
-"""How often a crop of a real hazy pair is seen in another haze than the pair's."""
+_WIDE = ("hazy", "low-light", "shadowed", "raindrop")
+"""Labels of which a crop is sometimes a larger window made smaller: what to do depends on much of the picture, and
+their look little on its scale."""
 
 
 @dataclass
@@ -75,7 +76,6 @@ class CropLoader:
         """
         self._pool, self._conditions, self._config = pool, conditions, config
         self._labels, self._T, self._seed = labels, T, seed
-        self._airlights: dict[int, float] = {}
         self.data = fingerprint(pool.digest, len(pool))
         """What is drawn from."""
         self._null_share = 1.0 if blind else config.null_share
@@ -171,18 +171,19 @@ class CropLoader:
     def _crop(self, i: int, size: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
         """One crop of LQ and GT, mirrored and turned alike."""
         lq, gt = self._pool.lq(i), self._pool.gt(i)
-        top, left = (int(rng.integers(0, n - size + 1)) for n in lq.shape[:2])
-        window = np.s_[top : top + size, left : left + size]
-        lq, gt = lq[window], gt[window]
         entry = self._pool.entries[i]
+        side = size
+        if entry.label in _WIDE and rng.random() < 0.5:
+            side = int(rng.integers(size, min(lq.shape[:2]) + 1))
+        top, left = (int(rng.integers(0, n - side + 1)) for n in lq.shape[:2])
+        window = np.s_[top : top + side, left : left + side]
+        lq, gt = (_made_smaller(part[window], size) for part in (lq, gt))
         if entry.label == "noisy" and not self._pool.is_real(entry):
             # Noise is the same everywhere in a picture, so each crop can have its own: none is learnt by heart.
             seed = int(rng.integers(2**31))
             lq = degrade_bytes(gt, "noisy", seed=seed, strength=entry.strength)
         elif self._is_transplanted(entry):
             lq = self._other_rain(gt, rng)
-        elif entry.label == "hazy" and self._pool.is_real(entry):
-            lq = self._other_haze(i, lq, gt, rng)
         if rng.random() < 0.5:
             lq, gt = lq[:, ::-1], gt[:, ::-1]
         if entry.label not in _UPRIGHT:
@@ -209,16 +210,11 @@ class CropLoader:
             streaks = streaks[:, ::-1]
         return np.asarray(np.clip(gt + streaks, 0, 255), np.uint8)
 
-    def _other_haze(self, i: int, lq: Bytes, gt: Bytes, rng: np.random.Generator) -> Bytes:
-        """A crop of a real hazy pair in another haze, or as it is: real pairs are few."""
-        if rng.random() >= OTHER_HAZE_SHARE:
-            return lq
-        if i not in self._airlights:
-            self._airlights[i] = airlight(self._pool.lq(i), self._pool.gt(i))
-        A = self._airlights[i]
-        density = float(np.exp(rng.uniform(np.log(0.7), np.log(1.6))))
-        new_A = A if rng.random() < 0.7 else A * float(rng.uniform(0.85, 1))
-        return rehaze(lq, gt, A, density=density, new_A=new_A)
+
+def _made_smaller(pixels: Bytes, size: int) -> Bytes:
+    if len(pixels) == size:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA))
 
 
 def _stacked(crops: list[Crops]) -> Crops:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from training.cache import fingerprint
+from training.data.rehaze import other_hazes
 from vlmir.degradations import degrade
 from vlmir.image.color import to_float, to_levels
 
@@ -52,7 +53,7 @@ RECIPE: dict[str, tuple[int, float, float]] = {
 """Label → (degraded copies of each photo, least and greatest strength)."""
 
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of what :func:`build_pool` makes of the same pictures by the same recipe."""
 
 HELD_OUT = 50
@@ -158,13 +159,14 @@ def build_pool(
     photos: Sequence[Bytes],
     pairs: Sequence[tuple[str, Bytes, Bytes]],
     *,
-    pair_copies: int = 6,
+    pair_copies: int = 8,
     seed: int = 0,
 ) -> Pool:
     """Degrade every photo by the recipe, add the real pairs, and write the pool; an existing one is opened.
 
     Half of the rainy copies carry streaks of the real pairs (their difference LQ − GT, turned and shifted) instead of
-    synthetic ones. Real pairs are listed ``pair_copies`` times, so that sampling evenly meets them often enough.
+    synthetic ones. Real pairs are listed ``pair_copies`` times, so that sampling evenly meets them often enough; hazy
+    ones in another haze each time but the first.
 
     Raises:
         ValueError: The existing pool was made of other pictures or by another recipe.
@@ -207,8 +209,13 @@ def build_pool(
                     entries.append(Entry(label, write(lq), gt, height, width, number, strength))
         for number, (label, lq, gt_pixels) in zip(numbers, pairs, strict=True):
             height, width = gt_pixels.shape[:2]
-            entry = Entry(label, write(lq), write(gt_pixels), height, width, number)
-            entries.extend([entry] * pair_copies)
+            gt = write(gt_pixels)
+            entry = Entry(label, write(lq), gt, height, width, number)
+            if label == "hazy":
+                others = other_hazes(lq, gt_pixels, pair_copies - 1, rng)
+                entries += [entry, *(replace(entry, lq=write(other)) for other in others)]
+            else:
+                entries += [entry] * pair_copies
     index = json.dumps({"made_of": made_of, "entries": [asdict(entry) for entry in entries]})
     partial = folder / "index.partial"
     partial.write_text(index, encoding="utf-8")

@@ -7,19 +7,43 @@ Real pairs know the depth of their scenes, but hold few levels of haze. The scat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.data.pool import Bytes
+if TYPE_CHECKING:  # the pool is made with what is here
+    from training.data.pool import Bytes
 
-__all__ = ["airlight", "rehaze"]
+__all__ = ["airlight", "other_hazes", "rehaze"]
 
 WINDOW = 9
 """Side of the window over which the transmission is fitted, in pixels: depth changes slowly."""
 
 AIRLIGHTS = np.linspace(0.5, 1.0, 51)
 """Grey values tried as the airlight."""
+
+
+DENSITIES = (0.5, 1.7)
+"""Least and greatest density of another haze, over the pair's own."""
+
+
+def other_hazes(hazy: Bytes, clean: Bytes, count: int, rng: np.random.Generator) -> Iterator[Bytes]:
+    """The clean picture of a pair in ``count`` other hazes: each of its own density, some under another airlight.
+
+    Args:
+        hazy: H×W×3.
+        clean: H×W×3.
+        count: How many.
+        rng: Chooses.
+    """
+    A = airlight(hazy, clean)
+    for _ in range(count):
+        density = float(np.exp(rng.uniform(*np.log(DENSITIES))))
+        new_A = A if rng.random() < 0.5 else float(np.clip(A * rng.uniform(0.85, 1.1), 0.65, 1))
+        yield rehaze(hazy, clean, A, density=density, new_A=new_A)
 
 
 def airlight(hazy: Bytes, clean: Bytes) -> float:

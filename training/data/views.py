@@ -18,6 +18,7 @@ from training.cache import fingerprint, kept
 from training.data.caption_cache import CaptionCache
 from training.data.captioned import CaptionedPhotos, captions_and_split
 from training.data.pool import Bytes, Pool, degrade_bytes, to_tensor
+from training.data.severity import severity
 from training.pretrained import Pretrained
 from vlmir.config import Preset
 from vlmir.vlm.preprocess import content_view, detail_view, normalize
@@ -40,10 +41,10 @@ PER_LABEL = 200
 DAMAGE_PER_LABEL = 1500
 """Pictures of each label in the first phase, cut from the clean photos and real pairs."""
 
-DAMAGE_CAPTIONED = 500
+DAMAGE_CAPTIONED = 700
 """Captioned photos with each label in the first phase: small, but of many more scenes."""
 
-HARD = ("clean", "shadowed", "raindrop", "snowy")
+HARD = ("clean", "shadowed", "raindrop", "hazy")
 """Labels that are told apart with difficulty and get twice as many."""
 
 REAL_SHARE = 0.4
@@ -51,8 +52,8 @@ REAL_SHARE = 0.4
 
 
 @dataclass
-class DamageData:
-    """N degraded pictures with their labels, for the first phase."""
+class Views:
+    """N degraded pictures with their labels."""
 
     views: Tensor
     """N×C×S×S uint8: content view, then detail view."""
@@ -64,23 +65,32 @@ class DamageData:
         """A fingerprint of the labels and of some of the pictures."""
         return fingerprint(self.labels.numpy(), self.views[:: max(1, len(self.views) // 8)].numpy())
 
-    def draw(self, count: int, generator: torch.Generator) -> DamageData:
-        """A random batch, mirrored at random; hard labels have more pictures, so they come more often."""
-        index = torch.randint(len(self.labels), (count,), generator=generator)
-        return DamageData(_mirrored(self.views[index], generator), self.labels[index])
-
-    def part(self, places: range) -> DamageData:
-        """The pictures at these places of a batch."""
-        index = list(places)
-        return DamageData(self.views[index], self.labels[index])
-
     def normalised_views(self) -> Tensor:
         """The views as the network reads them."""
         return normalize(self.views.float() / 255)
 
 
 @dataclass
-class StageOneData(DamageData):
+class DamageData(Views):
+    """What the first phase reads."""
+
+    severity: Tensor
+    """N×SEVERITIES, see :func:`training.data.severity.severity`."""
+
+    def draw(self, count: int, generator: torch.Generator) -> DamageData:
+        """A random batch, mirrored at random; hard labels have more pictures, so they come more often."""
+        index = torch.randint(len(self.labels), (count,), generator=generator)
+        views = _mirrored(self.views[index], generator)
+        return DamageData(views, self.labels[index], self.severity[index])
+
+    def part(self, places: range) -> DamageData:
+        """The pictures at these places of a batch."""
+        index = list(places)
+        return DamageData(self.views[index], self.labels[index], self.severity[index])
+
+
+@dataclass
+class StageOneData(Views):
     """N degraded pictures; the first ``captioned`` are captioned photos, the others come from the pool."""
 
     lq_ids: Tensor
@@ -165,17 +175,22 @@ def prepare_stage1(
 
 def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
     rng = np.random.default_rng(1)
-    views, labels = [], []
+    views, labels, severities = list[Tensor](), list[int](), list[Tensor]()
     for number, label in enumerate(preset.labels):
         times = 1 + (label in HARD)
         small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
         degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
-        cut = (lq for lq, _ in _pictures(pool, label, DAMAGE_PER_LABEL * times, rng))
-        new = [_view(preset, lq) for lq in chain(degraded, cut)]
-        views += new
-        labels += [number] * len(new)
-        print(f"degrading for the first phase: {label}, {len(new)} pictures", flush=True)
-    return {"views": torch.cat(views), "labels": torch.tensor(labels)}
+        cut = _pictures(pool, label, DAMAGE_PER_LABEL * times, rng)
+        for lq, gt in chain(degraded, cut):
+            views.append(_view(preset, lq))
+            labels.append(number)
+            severities.append(severity(lq, gt))
+        print(f"degraded for the first phase: {label}, {len(labels)} pictures in all", flush=True)
+    return {
+        "views": torch.cat(views),
+        "labels": torch.tensor(labels),
+        "severity": torch.stack(severities),
+    }
 
 
 def _prepare(
@@ -197,7 +212,7 @@ def _prepare(
     chosen = rng.permutation(photos.train.numpy())[:CAPTIONED].tolist()
     for i in chosen:
         label = int(rng.integers(len(preset.labels)))
-        add(_damaged_photo(photos, i, preset.labels[label], rng), label)
+        add(_damaged_photo(photos, i, preset.labels[label], rng)[0], label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
     for number, label_name in enumerate(preset.labels):
         for lq, gt in _pictures(pool, label_name, PER_LABEL * (1 + (label_name in HARD)), rng):
@@ -244,11 +259,13 @@ def _readers(pictures: list[Bytes]) -> list[Callable[[], Bytes]]:
     return [partial(np.asarray, picture) for picture in pictures]
 
 
-def _damaged_photo(photos: CaptionedPhotos, i: int, label: str, rng: np.random.Generator) -> Bytes:
-    """Captioned photo ``i`` with fresh damage."""
+def _damaged_photo(
+    photos: CaptionedPhotos, i: int, label: str, rng: np.random.Generator
+) -> tuple[Bytes, Bytes]:
+    """(LQ, GT) of captioned photo ``i`` with fresh damage."""
     clean = photos.images[i].permute(1, 2, 0).numpy()
     seed, strength = int(rng.integers(2**31)), float(rng.uniform(0.2, 1))
-    return degrade_bytes(clean, label, seed=seed, strength=strength)
+    return degrade_bytes(clean, label, seed=seed, strength=strength), clean
 
 
 def _pictures(

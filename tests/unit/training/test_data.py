@@ -20,7 +20,7 @@ def test_folders_are_sorted_by_their_layout(tmp_path: Path) -> None:
     assert (found.photos, found.pairs, found.captioned) == ((photos,), (pairs,), (captioned,))
     assert found.one_captioned() == captioned
     pool = found.pool(tmp_path / "pool")
-    assert sum(pool.is_real(entry) for entry in pool.entries) == 6
+    assert sum(pool.is_real(entry) for entry in pool.entries) == 8
 
 
 def test_a_benchmark_beside_the_photos_is_not_trained_on(tmp_path: Path) -> None:

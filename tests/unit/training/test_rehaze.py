@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.pictures import scene
-from training.data.rehaze import airlight, rehaze
+from training.data.rehaze import airlight, other_hazes, rehaze
 
 
 def hazy_pair(A: float, density: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,3 +35,12 @@ def test_another_haze_is_the_models(density: float, new_A: float) -> None:
     expected, _ = hazy_pair(new_A, density)
     assert np.abs(other.astype(int) - expected).mean() < 2
     assert other.shape == hazy.shape and other.dtype == np.uint8
+
+
+def test_other_hazes_differ_and_thicken_with_the_pairs_own_depth() -> None:
+    hazy, clean = hazy_pair(0.9)
+    others = list(other_hazes(hazy, clean, 6, np.random.default_rng(0)))
+    assert len({other.tobytes() for other in others}) == 6
+    for other in others:
+        error = np.abs(other.astype(int) - clean).mean(axis=(0, 2))
+        assert error[-40:].mean() > error[:40].mean()

@@ -72,7 +72,8 @@ def test_pairs_of_one_scene_are_held_out_together(
     real = {e.label: e.photo for e in pool.entries if pool.is_real(e)}
     assert real == {"hazy": 2, "rainy": 3}
     assert {pool.entries[i].photo for i in pool.held_out} == {2}
-    assert len({e.lq for e in pool.entries if e.label == "hazy" and pool.is_real(e)}) == 2
+    hazes = {e.lq for e in pool.entries if e.label == "hazy" and pool.is_real(e)}
+    assert len(hazes) == 16  # two pairs, each in eight hazes
 
 
 def test_streaks_of_held_out_pairs_fall_on_no_photo(
@@ -237,15 +238,25 @@ def test_real_streaks_fall_anew_at_every_draw(pool: Pool, monkeypatch: pytest.Mo
     )  # less where the pair's own photo is bright
 
 
-def test_real_haze_is_seen_at_other_densities(tmp_path: Path) -> None:
+def test_real_haze_is_in_the_pool_at_other_densities(tmp_path: Path) -> None:
+    """In the pool and not in crops alone: what f_D says of the haze must be true of the crop."""
     gt = scene(1)
     hazy = np.rint(gt * 0.6 + 255 * 0.4).astype(np.uint8)
     own = build_pool(tmp_path, [scene(0)], [("hazy", hazy, gt)])
-    crops = loader_of(own, mix={"hazy": 1.0}, real_share=1.0)(0, 64, range(24))
-    levels = {
-        round(float(t), 1) for t in (1 - crops.lq).mean((1, 2, 3)) / (1 - crops.gt).mean((1, 2, 3))
-    }
-    assert 0.6 in levels and min(levels) < 0.55 and max(levels) > 0.65
+    real = [i for i, entry in enumerate(own.entries) if own.is_real(entry)]
+    levels = {round(float((255.0 - own.lq(i)).mean() / (255.0 - gt).mean()), 2) for i in real}
+    assert all(np.array_equal(own.gt(i), gt) for i in real)
+    assert len(levels) > 4 and 0.6 in levels and min(levels) < 0.55 and max(levels) > 0.65
+
+
+def test_some_hazy_crops_show_more_of_the_picture(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (72, 96, 3))
+    own = build_pool(tmp_path, [np.ascontiguousarray(ramp)], [])
+    for label, widest in (("hazy", 71), ("noisy", 31)):
+        gt = loader_of(own, mix={label: 1.0})(0, 32, range(32)).gt * 255 / 2
+        spans = (gt.amax((1, 2, 3)) - gt.amin((1, 2, 3))).tolist()
+        assert min(spans) == pytest.approx(31, abs=0.1), label
+        assert max(spans) == pytest.approx(widest, abs=12), label
 
 
 def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
