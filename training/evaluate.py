@@ -1,9 +1,10 @@
 """Measure a bundle: ``python -m training.evaluate --data FOLDER`` prints the README's numbers and writes them as JSON.
 
 Every number is computed here and now, by the protocol of :mod:`vlmir.metrics`: pictures rounded to uint8, a border of
-four pixels cut off. The JSON is written after each measurement and, for the same weights, added to: an interrupted run
-goes on with ``--only`` and ``--setting``. ``python -m training.table`` puts it into README, model card and bundle, and
-with ``--tables`` into the paper's tables. A perceptual metric whose weights are not at hand stands as null.
+four pixels cut off. MLflow gets the numbers, too, as a run of the model's experiment. The JSON is written after each
+measurement and, for the same weights, added to: an interrupted run goes on with ``--only`` and ``--setting``. ``python
+-m training.table`` puts it into README, model card and bundle, and with ``--tables`` into the paper's tables. A
+perceptual metric whose weights are not at hand stands as null.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +22,9 @@ from typing import Any
 
 import torch
 
+from training.command import users_faults
 from training.data.captioned import CaptionedPhotos
+from training.engine.tracking import UNTRACKED, Tracker, tracked
 from training.measure.ablation import ABLATED, VARIANTS, ablated_restorers
 from training.measure.alignment import measure_alignment
 from training.measure.benches import BENCHES, SYNTHETIC, UNCLIPPED, FloatPair, Pair
@@ -36,7 +41,7 @@ from vlmir.options import RestoreOptions
 from vlmir.parts import build_captioner, build_embedder
 from vlmir.pipeline import Restorer
 
-__all__ = ["main", "measure_language"]
+__all__ = ["main", "measure_language", "metrics_of"]
 
 PARTS = ("bench", "synthetic", "labels", "language", "alignment", "consistency", "speed")
 
@@ -75,8 +80,11 @@ def main() -> None:
         parser.error(str(error))
     results = _earlier(arguments.out, arguments.bundle)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, measure in _measurements(arguments, judges, parts):
-        _put_down(results, name, measure(), arguments.out)
+    with users_faults("evaluate"), _tracker(arguments, results) as tracker:
+        for name, measure in _measurements(arguments, judges, parts):
+            _put_down(results, name, measure(), arguments.out)
+            tracker.metrics(metrics_of(name, results[name]), step=0)
+            tracker.files(arguments.out, "evaluation")
     print(
         f"written to {arguments.out}; `python -m training.table {arguments.out}` makes tables of it"
     )
@@ -106,7 +114,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--inception", type=Path, help=f"{INCEPTION}, for FID; else PyTorch's cache is tried"
     )
+    parser.add_argument("--untracked", action="store_true", help="record nothing in MLflow")
     return parser
+
+
+@contextmanager
+def _tracker(arguments: argparse.Namespace, results: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Where the numbers go beside the JSON; what is added to earlier results goes on in their run."""
+    if arguments.untracked:
+        yield UNTRACKED
+        return
+    about = results["about"]
+    with tracked(
+        load_bundle(arguments.bundle).preset.name,
+        "evaluate",
+        arguments.out.with_suffix(""),
+        params=about,
+        resumes=len(results) > 1,
+    ) as record:
+        record.tag("vlmir.release", about["release"])
+        yield record
+
+
+def metrics_of(name: str, numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The single numbers of a measurement under names that MLflow takes: ``CBSD68 sigma50 one-step/psnr``."""
+    title = re.sub(r"[^A-Za-z0-9 ._-]", "", name.replace("σ", "sigma"))
+    return {
+        f"{title}/{key}": float(value)
+        for key, value in numbers.items()
+        if isinstance(value, float | int)
+    }
 
 
 def _put_down(results: dict[str, Any], name: str, numbers: dict[str, Any], out: Path) -> None:

@@ -2,7 +2,8 @@
 
 Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the markers of the README
 and the model card, and the numbers themselves into the bundle's ``bundle.json``. ``--tables training/RESULTS.md``
-writes the longer tables of :mod:`training.tables.paper`, beside the paper's own numbers.
+writes the longer tables of :mod:`training.tables.paper`, beside the paper's own numbers; with ``--stages`` also how
+fast the stages ran whose folders are named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from training.cache import fingerprint
 from training.tables import paper as paper_tables
+from training.tables import stages as stage_tables
 from training.tables.cells import Numbers
 from training.tables.readme import markdown
 from vlmir.bundle import Bundle, load_bundle
@@ -70,7 +72,7 @@ def write_into_bundle(folder: Path, results: Numbers) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("results", type=Path, help="JSON that training.evaluate wrote")
+    parser.add_argument("results", type=Path, nargs="?", help="JSON that training.evaluate wrote")
     parser.add_argument(
         "--into",
         type=Path,
@@ -82,8 +84,26 @@ def main() -> None:
     parser.add_argument(
         "--tables", type=Path, help="Markdown file to put the paper's tables into, with ours"
     )
+    parser.add_argument(
+        "--stages", type=Path, nargs="+", help="folders of stages, such as runs/stage2: their speed"
+    )
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text("utf-8"))
+    if not (arguments.results or arguments.stages):
+        parser.error("name the JSON of training.evaluate, or folders after --stages.")
+    if arguments.stages:
+        try:
+            text = stage_tables.markdown(arguments.stages)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+        print(text)
+        if arguments.tables:
+            write_into_markdown(arguments.tables, text, "stages")
+    if arguments.results:
+        _tell(arguments, json.loads(arguments.results.read_text("utf-8")))
+
+
+def _tell(arguments: argparse.Namespace, results: Numbers) -> None:
+    """Print the tables of measured numbers and put them where the arguments say."""
     text = markdown(results)
     print(text)
     for file in arguments.into:

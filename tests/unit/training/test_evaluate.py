@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,12 @@ from training.measure.ablation import ABLATED, VARIANTS
 from training.measure.alignment import measure_alignment
 from training.measure.benches import SYNTHETIC, held_out_labels
 from training.measure.consistency import measure_consistency
+from vlmir.bundle import load_bundle
 from vlmir.degradations import LABELS
 from vlmir.pipeline import Restorer
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 README = "before\n<!-- numbers -->\nold\n<!-- /numbers -->\nafter\n"
 
@@ -30,6 +34,7 @@ def measured(
 ) -> dict[str, Any]:
     """What ``training.evaluate`` writes."""
     fixed = ["evaluate", "--data", str(data), "--bundle", str(bundle), "--out", str(out)]
+    fixed.append("--untracked")
     monkeypatch.setattr(sys, "argv", [*fixed, *arguments.split()])
     evaluate.main()
     results: dict[str, Any] = json.loads(out.read_text("utf-8"))
@@ -53,6 +58,33 @@ def test_parts_are_measured_one_by_one_and_kept(
     confusion = shares["confusion"]
     assert all(sum(confusion[label].values()) == 1 for label in LABELS)
     assert shares["accuracy"] == sum(confusion[k][k] for k in LABELS) / len(LABELS)
+
+
+def test_mlflow_gets_the_numbers_in_one_run_of_the_weights(
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    small_bundle_folder: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "evaluation.json"
+    for arguments in ("--setting one-step --limit 1", "--only labels --limit 1"):
+        fixed = ["evaluate", "--data", str(data), "--bundle", str(small_bundle_folder)]
+        monkeypatch.setattr(sys, "argv", [*fixed, "--out", str(out), *arguments.split()])
+        evaluate.main()
+    preset = load_bundle(small_bundle_folder).preset.name
+    experiment = registry.get_experiment_by_name(f"vlmir-{preset}")
+    assert experiment is not None
+    (run,) = registry.search_runs([experiment.experiment_id])
+    results = json.loads(out.read_text("utf-8"))
+    psnr = results["CBSD68 σ=50, one-step"]["psnr"]
+    assert run.data.metrics["CBSD68 sigma50 one-step/psnr"] == pytest.approx(psnr)
+    assert run.data.metrics["labels/accuracy"] == results["labels"]["accuracy"]
+    assert run.data.tags["vlmir.release"] == "small-1" and run.info.status == "FINISHED"
+    assert run.data.params["digests.sampler"] == results["about"]["digests"]["sampler"]
+    assert [f.path for f in registry.list_artifacts(run.info.run_id, "evaluation")] == [
+        "evaluation/evaluation.json"
+    ]
 
 
 def test_a_bundle_without_captioner_is_measured_by_its_own_labels(
