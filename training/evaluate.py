@@ -31,6 +31,7 @@ from training.measure.benches import BENCHES, SYNTHETIC, UNCLIPPED, FloatPair, P
 from training.measure.consistency import measure_consistency
 from training.measure.labels import measure_labels
 from training.measure.language import best_constant_bleu, caption_bleu, retrieval_recall
+from training.measure.realism import measure_realism
 from training.measure.restoration import SETTINGS, Judges, measure_bench
 from training.measure.speed import measure_speed
 from training.table import identity
@@ -43,7 +44,16 @@ from vlmir.pipeline import Restorer
 
 __all__ = ["main", "measure_language", "metrics_of"]
 
-PARTS = ("bench", "synthetic", "labels", "language", "alignment", "consistency", "speed")
+PARTS = (
+    "bench",
+    "synthetic",
+    "realism",
+    "labels",
+    "language",
+    "alignment",
+    "consistency",
+    "speed",
+)
 
 CAPTIONED = ("language", "alignment")
 """Parts that need a captioner."""
@@ -188,8 +198,10 @@ def _measurements(
             for variant, other in restorers.items():
                 options = VARIANTS[variant].options
                 yield on_bench(name, other, options, f"{name}, ablation: {variant}")
-    photo = next(BENCHES["CBSD68 σ=50"](bench))[0]
+    noisy = BENCHES["CBSD68 σ=50"]
+    photo = next(noisy(bench))[0]
     others: dict[str, Measurement] = {
+        "realism": lambda: measure_realism(restorer, list(islice(noisy(bench), limit))),
         "labels": partial(measure_labels, bundle, bench, limit),
         "language": partial(measure_language, bundle, captioned),
         "alignment": partial(measure_alignment, bundle, captioned, limit),

@@ -29,7 +29,7 @@ from vlmir.metrics.perceptual import (
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
 
-__all__ = ["SETTINGS", "Judges", "measure_bench"]
+__all__ = ["SETTINGS", "Judges", "measure_bench", "restored_bytes"]
 
 SETTINGS: Mapping[str, RestoreOptions] = MappingProxyType(
     {
@@ -96,7 +96,9 @@ def measure_bench(
     restored: list[list[Any]] = [[] for _ in range(seeds)]
     for lq, gt in track(pairs, title):
         start = {"input_psnr": _finite(psnr(lq, gt))}
-        outputs = [_restore(restorer, lq, replace(options, seed=seed)) for seed in range(seeds)]
+        outputs = [
+            restored_bytes(restorer, lq, replace(options, seed=seed)) for seed in range(seeds)
+        ]
         rows.append([start | _judged(output, gt, judges.lpips) for output in outputs])
         if judges.inception:
             truth.append(judges.inception(gt))
@@ -113,7 +115,7 @@ def measure_bench(
     }
 
 
-def _restore(restorer: Restorer, lq: Any, options: RestoreOptions) -> Bytes:
+def restored_bytes(restorer: Restorer, lq: Any, options: RestoreOptions) -> Bytes:
     """One picture restored, rounded to uint8 as it would be saved."""
     # An `Image` takes floats beyond 0…1 as they are; an array of levels could not hold them.
     source = lq if lq.dtype == np.uint8 else Image(pixels=lq)

@@ -102,6 +102,16 @@ def _four(numbers: Numbers) -> str:
 
 _LINES: tuple[tuple[str, str, Callable[[Numbers], str]], ...] = (
     (
+        "realism",
+        "CBSD68 σ = 50 at `--realism 0.5 --steps 20`: PSNR / SSIM",
+        lambda n: f"{decibels(n)} dB / {n['ssim']:.4f}",
+    ),
+    (
+        "realism",
+        "sharpness there (mean gradient over the truth's; the default's)",
+        lambda n: f"{n['sharpness']:.2f} ({n['sharpness_faithful']:.2f})",
+    ),
+    (
         "labels",
         "degradation label accuracy, 11 labels, held-out photos",
         lambda n: f"{n['accuracy']:.1%} of {n['pictures']} ({_weakest(n)})",

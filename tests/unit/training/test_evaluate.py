@@ -17,10 +17,14 @@ from tests.unit.training.pictures import scene
 from training import evaluate, table
 from training.measure.ablation import ABLATED, VARIANTS
 from training.measure.alignment import measure_alignment
-from training.measure.benches import SYNTHETIC, held_out_labels
+from training.measure.benches import BENCHES, SYNTHETIC, held_out_labels
 from training.measure.consistency import measure_consistency
+from training.measure.realism import measure_realism, sharpness
+from training.measure.restoration import restored_bytes
 from vlmir.bundle import load_bundle
 from vlmir.degradations import LABELS
+from vlmir.metrics import fidelity
+from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
 
 if TYPE_CHECKING:
@@ -277,6 +281,23 @@ def test_a_cell_says_when_it_is_of_fewer_pictures() -> None:
     assert "| SOTS-indoor, haze (20) | 12.00 dB | 20.00 dB / 0.5000 | – |" in text
     assert "20.00 dB / 0.5000 (of 6) |" in text
     assert "| 75.0% of 8 (weakest: clean 50%, hazy 75%, rainy 90%) |" in text
+
+
+def test_the_dial_is_measured_between_its_ends(data: Path) -> None:
+    pairs = list(BENCHES["CBSD68 σ=50"](data / "bench"))
+    numbers = measure_realism(Restorer.load(), pairs)
+    assert numbers["pictures"] == 2
+    assert 0.5 < numbers["sharpness_faithful"] < 1.5 and 0.5 < numbers["sharpness"] < 1.5
+    faithful = [
+        fidelity(restored_bytes(Restorer.load(), lq, RestoreOptions()), gt) for lq, gt in pairs
+    ]
+    assert 15 < numbers["psnr"] < np.mean([f.psnr for f in faithful])
+
+
+def test_sharpness_is_that_of_the_truth_or_less() -> None:
+    gt = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    assert sharpness(gt, gt) == 1
+    assert sharpness(cv2.GaussianBlur(gt, (0, 0), 2), gt) < 0.7
 
 
 def test_consistency_is_measured(data: Path, small_bundle_folder: Path) -> None:
