@@ -76,5 +76,5 @@ $(READY): pyproject.toml constraints.txt
 ifeq ($(TORCH),cpu)
 	$(PIP) --no-deps --force-reinstall --index-url $(CPU_WHEELS) torch torchvision
 endif
-	$(PIP) --editable '.[serve,train,dev]'
+	$(PIP) --editable '.[cluster,train,dev]'
 	@touch $@
