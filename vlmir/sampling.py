@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -12,18 +12,33 @@ import torch
 from torch import Tensor
 
 from vlmir.config import SamplerConfig
-from vlmir.diffusion import IRSDE, SOLVERS, solver_named
-from vlmir.errors import VlmirError
+from vlmir.diffusion import IRSDE, SOLVERS, Sampling, solver_named
+from vlmir.errors import OptionError
 from vlmir.image.tiles import TilePlan, plan_tiles
 from vlmir.nn import Conditioning, UNet
+from vlmir.options import SAMPLE_STEPS, RestoreOptions
+from vlmir.sweeps import SampleStep, Sweep, Work, evaluate
 
-__all__ = ["MIRRORS", "Conditions", "DiffusionSampler", "Plan", "SampleStep", "finish"]
+__all__ = [
+    "MIRRORS",
+    "Conditions",
+    "DiffusionSampler",
+    "PictureRun",
+    "Plan",
+    "SampleStep",
+    "finish",
+]
 
 FAINTEST = 0.05
 """Least share a_t of x₀ in a state from which a network that predicts noise tells x₀: its error is magnified 1/a_t."""
 
 Pixels = npt.NDArray[np.float32]
-_Run = Generator[tuple[Tensor, int], Tensor, Tensor]
+
+PictureRun = Generator[Sweep, None, Tensor]
+"""The sampling of one picture under way: yields each sweep to be made, and goes on once that is complete.
+
+Returns the restored picture, 3×H×W, clipped to 0…1. Closing it cancels.
+"""
 
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """The axes along which a picture is flipped: as it is, left–right, top–bottom, both."""
@@ -61,28 +76,6 @@ class Plan:
         return self.steps if self.realism > 0 else 1
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is the same for every evaluation of a run."""
-
-    mu: Tensor
-    conditioning: Conditioning
-    tiles: TilePlan
-    mirrors: Sequence[tuple[int, ...]]
-    evaluations: int
-
-
-class SampleStep(NamedTuple):
-    """One window of one network evaluation done."""
-
-    step: int
-    """Whole evaluations so far."""
-    share: float
-    """Share of all the work that is done, above 0, at most 1."""
-    x0: Tensor | None
-    """After the last window of an evaluation: the clean picture as the network sees it now, B×3×H×W."""
-
-
 class DiffusionSampler:
     """Restores pictures of one size, alone or several at a time; each result is the same either way."""
 
@@ -113,6 +106,34 @@ class DiffusionSampler:
         overlap = min(self.config.overlap, max(0, side // 2 - align))
         return plan_tiles(height, width, tile=side, overlap=overlap, align=align)
 
+    def cost(self, height: int, width: int, plan: Plan) -> int:
+        """Pixels that the network reads to restore a picture, over all windows, mirror images and evaluations."""
+        windows = self.tile_plan(height, width, plan.tile).windows
+        pixels = sum(window.height * window.width for window in windows)
+        return pixels * len(_mirrors(plan)) * plan.evaluations
+
+    def plan(self, options: RestoreOptions) -> Plan:
+        """The choices of ``options`` made explicit; what is not chosen is the preset's.
+
+        Raises:
+            OptionError: The solver is unknown, or there are too many steps.
+        """
+        solver = options.solver or self.config.solver
+        if solver not in self.solvers:
+            raise OptionError(f"Unknown solver {solver!r}; choose from {', '.join(self.solvers)}.")
+        if options.steps is not None and options.steps > self.most_steps:
+            raise OptionError(f"steps must be at most {self.most_steps}, not {options.steps}.")
+        default = SAMPLE_STEPS if options.realism else self.config.steps
+        steps = default if options.steps is None else options.steps
+        realism = float(steps > 1) if options.realism is None else options.realism
+        return Plan(
+            steps=steps,
+            solver=solver,
+            realism=realism,
+            tile=options.tile,
+            ensemble=options.ensemble,
+        )
+
     def sample(
         self,
         pictures: Sequence[Pixels],
@@ -120,14 +141,7 @@ class DiffusionSampler:
         seeds: Sequence[int],
         plan: Plan,
     ) -> Generator[SampleStep, None, list[Pixels]]:
-        """Restore B pictures of one size together.
-
-        Each has its own solver and its own noise, drawn over the whole picture from its seed, so a picture's result
-        does not depend on its neighbours in the batch, nor on the tiling beyond the network's field of view. Closing
-        the generator cancels, within the time of one window.
-
-        Realism follows Freirich et al. (2021, arXiv 2107.02555): between the posterior mean and a sample the best
-        trade of error against naturalness is a straight line.
+        """Restore B pictures of one size together, each as by :meth:`begin`; closing the generator cancels.
 
         Args:
             pictures: B low-quality pictures, H×W×3, RGB, 0…1.
@@ -145,57 +159,89 @@ class DiffusionSampler:
             OptionError: Solver or steps are impossible.
             VlmirError: The network produced values that are no numbers.
         """
-        mu = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-        work = _Work(
-            mu,
-            self._prepare(conditions),
-            self.tile_plan(mu.shape[2], mu.shape[3], plan.tile),
-            MIRRORS if plan.ensemble else MIRRORS[:1],
-            plan.evaluations,
+        runs = [
+            self.begin(torch.from_numpy(picture).permute(2, 0, 1).contiguous(), known, seed, plan)
+            for picture, known, seed in zip(pictures, conditions, seeds, strict=True)
+        ]
+        for done in range(plan.evaluations):
+            sweeps = [next(run) for run in runs]
+            yield from self._make(sweeps, done)
+        return [_result(run).permute(1, 2, 0).contiguous().numpy() for run in runs]
+
+    def begin(self, mu: Tensor, conditions: Conditions, seed: int, plan: Plan) -> PictureRun:
+        """Restore one picture; whoever drives the run makes the network calls.
+
+        It has its own solver and its own noise, drawn over the whole picture from its seed, so its result does not
+        depend on what shares a network call with it, nor on the tiling beyond the network's field of view.
+
+        Realism follows Freirich et al. (2021, arXiv 2107.02555): between the posterior mean and a sample the best
+        trade of error against naturalness is a straight line.
+
+        Args:
+            mu: The low-quality picture, 3×H×W float32, RGB, 0…1. It must not change before the end.
+            conditions: What is known of it.
+            seed: Of its noise.
+            plan: Steps, solver, realism, tiling, ensemble.
+
+        Yields:
+            ``plan.evaluations`` sweeps.
+
+        Returns:
+            The restored picture, 3×H×W, clipped to 0…1; it shares memory with the last sweep where that is the result.
+
+        Raises:
+            OptionError: Solver or steps are impossible.
+        """
+        work = Work(
+            mu=mu,
+            conditioning=self._prepare(conditions),
+            tiles=self.tile_plan(mu.shape[1], mu.shape[2], plan.tile),
+            mirrors=_mirrors(plan),
+            evaluations=plan.evaluations,
+            schedule=self.schedule,
+            prediction=self.config.prediction,
         )
         # x_T is noise around μ and tells nothing of x₀. A network that predicts x₀ is shown μ itself, since the noise
         # could only add an error; one that predicts the noise must see some.
         noise_free = self.config.prediction == "x0"
-        runs = list[_Run]()
+        first = mu
         if plan.realism > 0 or not noise_free:
-            runs = [self._begin(mu[i], seed, plan) for i, seed in enumerate(seeds)]
-        x_T = [next(run)[0] for run in runs]
-        first = mu if noise_free else torch.stack(x_T)
-        restored = mean = yield from self._evaluate(first, self._start(plan), work, done=0)
+            solving = self._solve(mu, seed, plan)
+            x_T, _ = next(solving)
+            first = mu if noise_free else x_T
+        sweep = self._predict(first, self._start(plan), work)
+        yield sweep
+        restored = mean = sweep.x0
         if plan.realism > 0:
-            sample = yield from self._follow(runs, mean, work)
+            sample = yield from self._follow(solving, mean, work)
             restored = torch.lerp(mean, sample, plan.realism)
-        if not torch.isfinite(restored).all():
-            raise VlmirError(
-                "The network produced values that are no numbers; its weights are unfit."
-            )
-        return list(restored.clamp_(0, 1).permute(0, 2, 3, 1).contiguous().numpy())
+        return restored.clamp_(0, 1)
 
-    def _follow(
-        self, runs: list[_Run], x0: Tensor, work: _Work
-    ) -> Generator[SampleStep, None, Tensor]:
-        """The solvers' samples of all pictures; x̂₀ is the answer to their first request."""
-        for done in range(1, work.evaluations):
-            requests = [run.send(x0[i]) for i, run in enumerate(runs)]
-            x, t = torch.stack([x for x, _ in requests]), requests[0][1]
-            x0 = yield from self._evaluate(x, t, work, done)
-        return torch.stack([_finish(run, x0[i]) for i, run in enumerate(runs)])
+    def _make(self, sweeps: Sequence[Sweep], done: int) -> Generator[SampleStep, None, None]:
+        """Make sweeps over pictures of one size, after ``done`` others, the same window of all in one call."""
+        while not sweeps[0].complete:
+            asked = [sweep.take() for sweep in sweeps]
+            outputs = evaluate(self.unet, asked)
+            given = zip(sweeps, asked, outputs, strict=True)
+            if all([sweep.give(one, output) for sweep, one, output in given]):
+                step, share, x0 = sweeps[0].told(done)
+                if x0 is not None and len(sweeps) > 1:
+                    x0 = torch.stack([sweep.x0 for sweep in sweeps])
+                yield SampleStep(step, share, x0)
 
-    def _evaluate(
-        self, x: Tensor, t: int, work: _Work, done: int
-    ) -> Generator[SampleStep, None, Tensor]:
-        """x̂₀ of all pictures by one evaluation, after ``done`` others; each window is told."""
-        x0 = torch.zeros_like(x)
-        canvas = x0.flatten(0, 1).numpy()  # the same memory
-        windows = len(work.tiles.windows)
-        for number, patch in enumerate(self._predict(x, t, work), start=1):
-            work.tiles.add(canvas, number - 1, patch.flatten(0, 1).numpy())
-            whole = number == windows
-            share = (done + number / windows) / work.evaluations
-            yield SampleStep(done + whole, share, x0 if whole else None)
-        return x0
+    def _follow(self, solving: Sampling, x0: Tensor, work: Work) -> Generator[Sweep, None, Tensor]:
+        """The solver's sample; x̂₀ is the answer to its first request."""
+        for _ in range(1, work.evaluations):
+            sweep = self._predict(*solving.send(x0), work)
+            yield sweep
+            x0 = sweep.x0
+        return _finish(solving, x0)
 
-    def _begin(self, mu: Tensor, seed: int, plan: Plan) -> _Run:
+    def _predict(self, x: Tensor, t: int, work: Work) -> Sweep:
+        """The sweep that finds x̂₀ in a state."""
+        return Sweep(x, t, work)
+
+    def _solve(self, mu: Tensor, seed: int, plan: Plan) -> Sampling:
         generator = torch.Generator().manual_seed(seed)
         x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
         solver, start = solver_named(plan.solver), self._start(plan)
@@ -212,38 +258,11 @@ class DiffusionSampler:
         return max(usable, plan.steps) if plan.realism == 1 else usable
 
     @torch.inference_mode()
-    def _prepare(self, conditions: Sequence[Conditions]) -> Conditioning:
+    def _prepare(self, conditions: Conditions) -> Conditioning:
         null = self.unet.null
-        columns = zip(("text", "image", "degradation"), zip(*conditions, strict=True), strict=True)
-        f_T, f_I, f_D = (
-            torch.stack([null[name] if f is None else f for f in column])
-            for name, column in columns
-        )
-        return self.unet.prepare(f_T, f_I, f_D, len(conditions))
-
-    def _predict(self, x: Tensor, t: int, work: _Work) -> Iterator[Tensor]:
-        """x̂₀ of all pictures, window by window, each B×3×h×w: the mean over the window's mirror images.
-
-        A restorer should turn a mirrored picture into the mirrored result; where it does not, the mean is nearer to
-        the truth than any one of them (Timofte et al. 2016, "Seven ways to improve example-based single image super
-        resolution", section 3.6).
-        """
-        times = torch.full((1,), t)
-
-        def mirrored(rows: slice, columns: slice, axes: tuple[int, ...]) -> Tensor:
-            x_w, mu_w = (
-                part[..., rows, columns].flip(axes).contiguous(memory_format=torch.channels_last)
-                for part in (x, work.mu)
-            )
-            output = self.unet(x_w, mu_w, times, work.conditioning)
-            return self.schedule.to_x0(output, x_w, mu_w, t, self.config.prediction).flip(axes)
-
-        for window in work.tiles.windows:
-            with torch.inference_mode():  # entered anew for each: a caller's code runs in between
-                patch = torch.stack([mirrored(*window.slices, axes) for axes in work.mirrors]).mean(
-                    0
-                )
-            yield patch
+        named = zip(("text", "image", "degradation"), conditions, strict=True)
+        f_T, f_I, f_D = ((null[name] if f is None else f)[None] for name, f in named)
+        return self.unet.prepare(f_T, f_I, f_D, 1)
 
 
 def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
@@ -255,10 +274,23 @@ def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
             return cast("list[Pixels]", end.value)
 
 
-def _finish(run: _Run, x0: Tensor) -> Tensor:
+def _mirrors(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    return MIRRORS if plan.ensemble else MIRRORS[:1]
+
+
+def _result(run: PictureRun) -> Tensor:
+    """What a run returns after its last sweep."""
+    try:
+        next(run)
+    except StopIteration as end:
+        return cast(Tensor, end.value)
+    raise AssertionError("the run asked for more sweeps than its plan's evaluations")
+
+
+def _finish(solving: Sampling, x0: Tensor) -> Tensor:
     """Send the last x̂₀ and take the restored picture."""
     try:
-        run.send(x0)
+        solving.send(x0)
     except StopIteration as end:
         return cast(Tensor, end.value)
     raise AssertionError("the solver asked for more evaluations than its steps")

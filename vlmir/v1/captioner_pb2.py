@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vlmir.v1 import image_pb2 as vlmir_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vlmir/v1/captioner.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\x8b\x01\n\x0e\x43\x61ptionRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07release\x18\x04 \x01(\tB\x11\n\x0f_time_budget_ms\"\xab\x01\n\x0f\x43\x61ptionResponse\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x41\n\x0cmilliseconds\x18\x03 \x03(\x0b\x32+.vlmir.v1.CaptionResponse.MillisecondsEntry\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1d\n\x1b\x43\x61ptionerServiceInfoRequest\"F\n\x1c\x43\x61ptionerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo2\xa9\x01\n\x10\x43\x61ptionerService\x12>\n\x07\x43\x61ption\x12\x18.vlmir.v1.CaptionRequest\x1a\x19.vlmir.v1.CaptionResponse\x12U\n\x04Info\x12%.vlmir.v1.CaptionerServiceInfoRequest\x1a&.vlmir.v1.CaptionerServiceInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vlmir/v1/captioner.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\x8b\x01\n\x0e\x43\x61ptionRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07release\x18\x04 \x01(\tB\x11\n\x0f_time_budget_ms\"\xab\x01\n\x0f\x43\x61ptionResponse\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x41\n\x0cmilliseconds\x18\x03 \x03(\x0b\x32+.vlmir.v1.CaptionResponse.MillisecondsEntry\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1d\n\x1b\x43\x61ptionerServiceInfoRequest\"Z\n\x1c\x43\x61ptionerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo\x12\x12\n\nimage_size\x18\x02 \x01(\x05\x32\xa9\x01\n\x10\x43\x61ptionerService\x12>\n\x07\x43\x61ption\x12\x18.vlmir.v1.CaptionRequest\x1a\x19.vlmir.v1.CaptionResponse\x12U\n\x04Info\x12%.vlmir.v1.CaptionerServiceInfoRequest\x1a&.vlmir.v1.CaptionerServiceInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPTIONERSERVICEINFOREQUEST']._serialized_start=376
   _globals['_CAPTIONERSERVICEINFOREQUEST']._serialized_end=405
   _globals['_CAPTIONERSERVICEINFORESPONSE']._serialized_start=407
-  _globals['_CAPTIONERSERVICEINFORESPONSE']._serialized_end=477
-  _globals['_CAPTIONERSERVICE']._serialized_start=480
-  _globals['_CAPTIONERSERVICE']._serialized_end=649
+  _globals['_CAPTIONERSERVICEINFORESPONSE']._serialized_end=497
+  _globals['_CAPTIONERSERVICE']._serialized_start=500
+  _globals['_CAPTIONERSERVICE']._serialized_end=669
 # @@protoc_insertion_point(module_scope)

@@ -37,7 +37,7 @@ class CaptionRequest(_message.Message):
     """Release the answer must come from; empty accepts the one being served."""
     @_builtins.property
     def image(self) -> _image_pb2.ImageSource:
-        """The picture, usually scaled down by the caller: the captioner looks at a small square."""
+        """The picture: the whole, or scaled down by the caller to the square that the captioner looks at (`image_size` of Info)."""
 
     def __init__(
         self,
@@ -133,6 +133,9 @@ class CaptionerServiceInfoResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SERVICE_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    image_size: _builtins.int
+    """Side in pixels of the square that the captioner looks at; a picture is squashed to it."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
         """What every service says."""
@@ -141,10 +144,11 @@ class CaptionerServiceInfoResponse(_message.Message):
         self,
         *,
         service: _image_pb2.ServiceInfo | None = ...,
+        image_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_size", b"image_size", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

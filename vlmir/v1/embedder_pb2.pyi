@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vlmir.v1 import image_pb2 as _image_pb2
 import builtins as _builtins
 import sys
@@ -19,9 +20,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ResizeMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResizeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResizeMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESIZE_MODE_UNSPECIFIED: _ResizeMode.ValueType  # 0
+    """Not said."""
+    RESIZE_MODE_CROP: _ResizeMode.ValueType  # 1
+    """The short side is scaled to S and the centre cut out."""
+    RESIZE_MODE_SQUASH: _ResizeMode.ValueType  # 2
+    """Both sides are scaled to S."""
+
+class ResizeMode(_ResizeMode, metaclass=_ResizeModeEnumTypeWrapper):
+    """How a picture or a window of it becomes a square."""
+
+RESIZE_MODE_UNSPECIFIED: ResizeMode.ValueType  # 0
+"""Not said."""
+RESIZE_MODE_CROP: ResizeMode.ValueType  # 1
+"""The short side is scaled to S and the centre cut out."""
+RESIZE_MODE_SQUASH: ResizeMode.ValueType  # 2
+"""Both sides are scaled to S."""
+Global___ResizeMode: _TypeAlias = ResizeMode  # noqa: Y015
+
 @_typing.final
 class EmbedImageRequest(_message.Message):
-    """One picture, already scaled and normalised for CLIP."""
+    """One picture as views: itself and windows of it, scaled and normalised for CLIP as Info says."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,7 +62,9 @@ class EmbedImageRequest(_message.Message):
     """Release the answer must come from; empty accepts the one being served."""
     @_builtins.property
     def pixels(self) -> _image_pb2.Tensor:
-        """Preprocessed pixels, float32, 3 x S x S with S = `image_size` of Info."""
+        """The views, float32, V x C x S x S, normalised: first the whole picture, then, if Info has a `window`, the windows in
+        its corners (top left, top right, bottom left, bottom right). The service adds their mirror images itself.
+        """
 
     def __init__(
         self,
@@ -116,7 +143,9 @@ class EmbedImageResponse(_message.Message):
 
     @_builtins.property
     def degradation_embedding(self) -> _image_pb2.Tensor:
-        """Embedding f_D of the degradation, float32, D."""
+        """Embedding f_D of the degradation, float32, D: the picture's own, or the typical one of the most likely label where
+        the windows overrule the whole.
+        """
 
     @_builtins.property
     def degradations(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -154,7 +183,7 @@ class EmbedTextRequest(_message.Message):
     TIME_BUDGET_MS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The caption; cut at the tokenizer's context length."""
+    """The caption, at most 10,000 characters; cut at the tokenizer's context length."""
     request_id: _builtins.str
     """Names the call in logs and traces of every service it passes through; chosen if empty."""
     time_budget_ms: _builtins.int
@@ -252,7 +281,7 @@ Global___EmbedderServiceInfoRequest: _TypeAlias = EmbedderServiceInfoRequest  # 
 
 @_typing.final
 class EmbedderServiceInfoResponse(_message.Message):
-    """About the embedder."""
+    """About the embedder: all that a caller needs to make views, and to name a degradation without asking again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -260,17 +289,31 @@ class EmbedderServiceInfoResponse(_message.Message):
     IMAGE_SIZE_FIELD_NUMBER: _builtins.int
     EMBEDDING_DIM_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PROTOTYPES_FIELD_NUMBER: _builtins.int
     image_size: _builtins.int
-    """Side S in pixels of the square that EmbedImage takes."""
+    """Side S in pixels of a view."""
     embedding_dim: _builtins.int
     """Length D of the embeddings."""
+    resize: Global___ResizeMode.ValueType
+    """How a picture becomes a square."""
+    detail: _builtins.bool
+    """Whether the three channels of the detail view follow those of the content view: C = 6; else C = 3."""
+    window: _builtins.float
+    """Side of the windows in the four corners as a share of the picture's (V = 5); unset: the whole alone (V = 1)."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
-        """What every service says."""
+        """What every service says; the device comes with what computes there, such as "cpu, onnxruntime"."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Degradation labels, in the order the weights were trained with."""
+
+    @_builtins.property
+    def prototypes(self) -> _image_pb2.Tensor:
+        """Typical f_D of each label, float32, K x D: for a user who names what is wrong with the picture. A row a label."""
 
     def __init__(
         self,
@@ -279,11 +322,17 @@ class EmbedderServiceInfoResponse(_message.Message):
         image_size: _builtins.int = ...,
         embedding_dim: _builtins.int = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        resize: Global___ResizeMode.ValueType = ...,
+        detail: _builtins.bool = ...,
+        window: _builtins.float | None = ...,
+        prototypes: _image_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "prototypes", b"prototypes", "service", b"service", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_dim", b"embedding_dim", "image_size", b"image_size", "labels", b"labels", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "detail", b"detail", "embedding_dim", b"embedding_dim", "image_size", b"image_size", "labels", b"labels", "prototypes", b"prototypes", "resize", b"resize", "service", b"service", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
 
 Global___EmbedderServiceInfoResponse: _TypeAlias = EmbedderServiceInfoResponse  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlmir/v1/image.proto\x12\x08vlmir.v1\"6\n\x0bImageSource\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"~\n\x0c\x45ncodedImage\x12%\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x15.vlmir.v1.ImageFormat\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x05 \x01(\tH\x00\x42\t\n\x07\x63ontent\"d\n\x06Tensor\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.vlmir.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x04 \x01(\tH\x00\x42\t\n\x07\x63ontent\"p\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05steps\x18\x02 \x01(\x05\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x16.vlmir.v1.EncodedImageH\x00\x88\x01\x01\x12\r\n\x05share\x18\x04 \x01(\x02\x42\n\n\x08_preview\"V\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x03\"\x8c\x02\n\x0bServiceInfo\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x33\n\x07\x64igests\x18\x02 \x03(\x0b\x32\".vlmir.v1.ServiceInfo.DigestsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12 \n\x06limits\x18\x04 \x01(\x0b\x32\x10.vlmir.v1.Limits\x12\x13\n\x0bqueue_depth\x18\x05 \x01(\x05\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\x05\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x17\n\x0frefused_release\x18\x08 \x01(\t\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x86\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x12\x15\n\x11IMAGE_FORMAT_TIFF\x10\x04*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlmir/v1/image.proto\x12\x08vlmir.v1\"6\n\x0bImageSource\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"\xaf\x01\n\x0c\x45ncodedImage\x12%\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x15.vlmir.v1.ImageFormat\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x05 \x01(\tH\x00\x12\x11\n\tstore_uri\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x0c\n\x04size\x18\x08 \x01(\x03\x42\t\n\x07\x63ontent\"d\n\x06Tensor\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.vlmir.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x04 \x01(\tH\x00\x42\t\n\x07\x63ontent\"p\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05steps\x18\x02 \x01(\x05\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x16.vlmir.v1.EncodedImageH\x00\x88\x01\x01\x12\r\n\x05share\x18\x04 \x01(\x02\x42\n\n\x08_preview\"V\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x03\"\x9e\x02\n\x0bServiceInfo\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x33\n\x07\x64igests\x18\x02 \x03(\x0b\x32\".vlmir.v1.ServiceInfo.DigestsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12 \n\x06limits\x18\x04 \x01(\x0b\x32\x10.vlmir.v1.Limits\x12\x13\n\x0bqueue_depth\x18\x05 \x01(\x05\x12\x16\n\x0equeue_capacity\x18\x06 \x01(\x05\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x17\n\x0frefused_release\x18\x08 \x01(\t\x12\x10\n\x08releases\x18\t \x03(\t\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x86\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x12\x15\n\x11IMAGE_FORMAT_TIFF\x10\x04*h\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVICEINFO_DIGESTSENTRY']._loaded_options = None
   _globals['_SERVICEINFO_DIGESTSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGEFORMAT']._serialized_start=794
-  _globals['_IMAGEFORMAT']._serialized_end=928
-  _globals['_DATATYPE']._serialized_start=930
-  _globals['_DATATYPE']._serialized_end=1034
+  _globals['_IMAGEFORMAT']._serialized_start=862
+  _globals['_IMAGEFORMAT']._serialized_end=996
+  _globals['_DATATYPE']._serialized_start=998
+  _globals['_DATATYPE']._serialized_end=1102
   _globals['_IMAGESOURCE']._serialized_start=34
   _globals['_IMAGESOURCE']._serialized_end=88
-  _globals['_ENCODEDIMAGE']._serialized_start=90
-  _globals['_ENCODEDIMAGE']._serialized_end=216
-  _globals['_TENSOR']._serialized_start=218
-  _globals['_TENSOR']._serialized_end=318
-  _globals['_PROGRESS']._serialized_start=320
-  _globals['_PROGRESS']._serialized_end=432
-  _globals['_LIMITS']._serialized_start=434
-  _globals['_LIMITS']._serialized_end=520
-  _globals['_SERVICEINFO']._serialized_start=523
-  _globals['_SERVICEINFO']._serialized_end=791
-  _globals['_SERVICEINFO_DIGESTSENTRY']._serialized_start=745
-  _globals['_SERVICEINFO_DIGESTSENTRY']._serialized_end=791
+  _globals['_ENCODEDIMAGE']._serialized_start=91
+  _globals['_ENCODEDIMAGE']._serialized_end=266
+  _globals['_TENSOR']._serialized_start=268
+  _globals['_TENSOR']._serialized_end=368
+  _globals['_PROGRESS']._serialized_start=370
+  _globals['_PROGRESS']._serialized_end=482
+  _globals['_LIMITS']._serialized_start=484
+  _globals['_LIMITS']._serialized_end=570
+  _globals['_SERVICEINFO']._serialized_start=573
+  _globals['_SERVICEINFO']._serialized_end=859
+  _globals['_SERVICEINFO_DIGESTSENTRY']._serialized_start=813
+  _globals['_SERVICEINFO_DIGESTSENTRY']._serialized_end=859
 # @@protoc_insertion_point(module_scope)

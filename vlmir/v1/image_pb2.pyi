@@ -118,6 +118,9 @@ class EncodedImage(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    STORE_URI_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     format: Global___ImageFormat.ValueType
     """Format of the file."""
     width: _builtins.int
@@ -127,7 +130,13 @@ class EncodedImage(_message.Message):
     data: _builtins.bytes
     """The file's bytes."""
     uri: _builtins.str
-    """A link to the file, when the server keeps results in an object store."""
+    """A link to the file, when the server keeps results in an object store; it holds for a limited time."""
+    store_uri: _builtins.str
+    """Where the file lies in the store, such as s3://bucket/key, when `uri` is set: what another request may name."""
+    sha256: _builtins.str
+    """SHA-256 of the file in hexadecimal, when `uri` is set."""
+    size: _builtins.int
+    """Bytes of the file, when `uri` is set."""
     def __init__(
         self,
         *,
@@ -136,10 +145,13 @@ class EncodedImage(_message.Message):
         height: _builtins.int = ...,
         data: _builtins.bytes = ...,
         uri: _builtins.str = ...,
+        store_uri: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "format", b"format", "height", b"height", "uri", b"uri", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "format", b"format", "height", b"height", "sha256", b"sha256", "size", b"size", "store_uri", b"store_uri", "uri", b"uri", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "uri"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -287,8 +299,9 @@ class ServiceInfo(_message.Message):
     QUEUE_CAPACITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REFUSED_RELEASE_FIELD_NUMBER: _builtins.int
+    RELEASES_FIELD_NUMBER: _builtins.int
     release: _builtins.str
-    """Release of the weights being served."""
+    """Release of the weights being served; empty while none is loaded."""
     device: _builtins.str
     """Where it computes, such as "cpu" or "cuda:0"."""
     queue_depth: _builtins.int
@@ -307,6 +320,10 @@ class ServiceInfo(_message.Message):
     def limits(self) -> Global___Limits:
         """Input limits."""
 
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All releases that a request may ask for, the one being served first; older ones stay for a while."""
+
     def __init__(
         self,
         *,
@@ -318,10 +335,11 @@ class ServiceInfo(_message.Message):
         queue_capacity: _builtins.int = ...,
         version: _builtins.str = ...,
         refused_release: _builtins.str = ...,
+        releases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "digests", b"digests", "limits", b"limits", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "refused_release", b"refused_release", "release", b"release", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "digests", b"digests", "limits", b"limits", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "refused_release", b"refused_release", "release", b"release", "releases", b"releases", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

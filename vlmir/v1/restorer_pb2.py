@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vlmir.v1 import image_pb2 as vlmir_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vlmir/v1/restorer.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\xe3\x03\n\x0eRestoreOptions\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06solver\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07realism\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\x18\n\x0buse_caption\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x18\n\x0b\x64\x65gradation\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x15\n\x08strength\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04tile\x18\t \x01(\x05H\x08\x88\x01\x01\x12*\n\x06\x66ormat\x18\n \x01(\x0e\x32\x15.vlmir.v1.ImageFormatH\t\x88\x01\x01\x12\x14\n\x07quality\x18\x0b \x01(\x05H\n\x88\x01\x01\x12\x15\n\x08lossless\x18\x0c \x01(\x08H\x0b\x88\x01\x01\x12\x15\n\x08\x65nsemble\x18\r \x01(\x08H\x0c\x88\x01\x01\x42\x08\n\x06_stepsB\t\n\x07_solverB\x07\n\x05_seedB\n\n\x08_realismB\n\n\x08_captionB\x0e\n\x0c_use_captionB\x0e\n\x0c_degradationB\x0b\n\t_strengthB\x07\n\x05_tileB\t\n\x07_formatB\n\n\x08_qualityB\x0b\n\t_losslessB\x0b\n\t_ensemble\"\xa5\x01\n\x0eRestoreRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.vlmir.v1.RestoreOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_time_budget_ms\":\n\x0fRestoreResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.vlmir.v1.RestoreResult\"\xbd\x01\n\x14RestoreStreamRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.vlmir.v1.RestoreOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08previews\x18\x05 \x01(\x08\x42\x11\n\x0f_time_budget_ms\"s\n\x15RestoreStreamResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.vlmir.v1.ProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.vlmir.v1.RestoreResultH\x00\x42\x07\n\x05\x65vent\"X\n\rRestoreResult\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.vlmir.v1.EncodedImage\x12 \n\x06report\x18\x02 \x01(\x0b\x32\x10.vlmir.v1.Report\"\xb2\x04\n\x06Report\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65gradations\x18\x02 \x03(\x0b\x32\".vlmir.v1.Report.DegradationsEntry\x12\x13\n\x0b\x64\x65gradation\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12.\n\x07\x64igests\x18\x05 \x03(\x0b\x32\x1d.vlmir.v1.Report.DigestsEntry\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0e\n\x06solver\x18\x07 \x01(\t\x12\r\n\x05steps\x18\x08 \x01(\x05\x12\x0f\n\x07realism\x18\t \x01(\x02\x12\x10\n\x08strength\x18\n \x01(\x02\x12\r\n\x05width\x18\x0b \x01(\x05\x12\x0e\n\x06height\x18\x0c \x01(\x05\x12\r\n\x05tiles\x18\r \x01(\x05\x12\x11\n\ttile_size\x18\x0e \x01(\x05\x12\x38\n\x0cmilliseconds\x18\x0f \x03(\x0b\x32\".vlmir.v1.Report.MillisecondsEntry\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12\x10\n\x08\x65nsemble\x18\x11 \x01(\x08\x1a\x33\n\x11\x44\x65gradationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1c\n\x1aRestorerServiceInfoRequest\"f\n\x1bRestorerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0f\n\x07solvers\x18\x03 \x03(\t2\xfa\x01\n\x0fRestorerService\x12>\n\x07Restore\x12\x18.vlmir.v1.RestoreRequest\x1a\x19.vlmir.v1.RestoreResponse\x12R\n\rRestoreStream\x12\x1e.vlmir.v1.RestoreStreamRequest\x1a\x1f.vlmir.v1.RestoreStreamResponse0\x01\x12S\n\x04Info\x12$.vlmir.v1.RestorerServiceInfoRequest\x1a%.vlmir.v1.RestorerServiceInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vlmir/v1/restorer.proto\x12\x08vlmir.v1\x1a\x14vlmir/v1/image.proto\"\xe3\x03\n\x0eRestoreOptions\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06solver\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07realism\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\x18\n\x0buse_caption\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x18\n\x0b\x64\x65gradation\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x15\n\x08strength\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04tile\x18\t \x01(\x05H\x08\x88\x01\x01\x12*\n\x06\x66ormat\x18\n \x01(\x0e\x32\x15.vlmir.v1.ImageFormatH\t\x88\x01\x01\x12\x14\n\x07quality\x18\x0b \x01(\x05H\n\x88\x01\x01\x12\x15\n\x08lossless\x18\x0c \x01(\x08H\x0b\x88\x01\x01\x12\x15\n\x08\x65nsemble\x18\r \x01(\x08H\x0c\x88\x01\x01\x42\x08\n\x06_stepsB\t\n\x07_solverB\x07\n\x05_seedB\n\n\x08_realismB\n\n\x08_captionB\x0e\n\x0c_use_captionB\x0e\n\x0c_degradationB\x0b\n\t_strengthB\x07\n\x05_tileB\t\n\x07_formatB\n\n\x08_qualityB\x0b\n\t_losslessB\x0b\n\t_ensemble\"\xbb\x01\n\x0eRestoreRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.vlmir.v1.RestoreOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cstore_result\x18\x05 \x01(\x08\x42\x11\n\x0f_time_budget_ms\":\n\x0fRestoreResponse\x12\'\n\x06result\x18\x01 \x01(\x0b\x32\x17.vlmir.v1.RestoreResult\"\xd3\x01\n\x14RestoreStreamRequest\x12$\n\x05image\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ImageSource\x12)\n\x07options\x18\x02 \x01(\x0b\x32\x18.vlmir.v1.RestoreOptions\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x1b\n\x0etime_budget_ms\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08previews\x18\x05 \x01(\x08\x12\x14\n\x0cstore_result\x18\x06 \x01(\x08\x42\x11\n\x0f_time_budget_ms\"s\n\x15RestoreStreamResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.vlmir.v1.ProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.vlmir.v1.RestoreResultH\x00\x42\x07\n\x05\x65vent\"X\n\rRestoreResult\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.vlmir.v1.EncodedImage\x12 \n\x06report\x18\x02 \x01(\x0b\x32\x10.vlmir.v1.Report\"\xb2\x04\n\x06Report\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x38\n\x0c\x64\x65gradations\x18\x02 \x03(\x0b\x32\".vlmir.v1.Report.DegradationsEntry\x12\x13\n\x0b\x64\x65gradation\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12.\n\x07\x64igests\x18\x05 \x03(\x0b\x32\x1d.vlmir.v1.Report.DigestsEntry\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0e\n\x06solver\x18\x07 \x01(\t\x12\r\n\x05steps\x18\x08 \x01(\x05\x12\x0f\n\x07realism\x18\t \x01(\x02\x12\x10\n\x08strength\x18\n \x01(\x02\x12\r\n\x05width\x18\x0b \x01(\x05\x12\x0e\n\x06height\x18\x0c \x01(\x05\x12\r\n\x05tiles\x18\r \x01(\x05\x12\x11\n\ttile_size\x18\x0e \x01(\x05\x12\x38\n\x0cmilliseconds\x18\x0f \x03(\x0b\x32\".vlmir.v1.Report.MillisecondsEntry\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12\x10\n\x08\x65nsemble\x18\x11 \x01(\x08\x1a\x33\n\x11\x44\x65gradationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11MillisecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"G\n\x13\x43reateUploadRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xaf\x01\n\x14\x43reateUploadResponse\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0c\n\x04link\x18\x02 \x01(\t\x12:\n\x06\x66ields\x18\x03 \x03(\x0b\x32*.vlmir.v1.CreateUploadResponse.FieldsEntry\x12\x11\n\texpires_s\x18\x04 \x01(\x03\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x10GetResultRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cstore_result\x18\x02 \x01(\x08\"Z\n\x11GetResultResponse\x12)\n\x06result\x18\x01 \x01(\x0b\x32\x17.vlmir.v1.RestoreResultH\x00\x12\x11\n\x07running\x18\x02 \x01(\x08H\x00\x42\x07\n\x05state\"\x1c\n\x1aRestorerServiceInfoRequest\"\x94\x01\n\x1bRestorerServiceInfoResponse\x12&\n\x07service\x18\x01 \x01(\x0b\x32\x15.vlmir.v1.ServiceInfo\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0f\n\x07solvers\x18\x03 \x03(\t\x12\x15\n\rtakes_uploads\x18\x04 \x01(\x08\x12\x15\n\rkeeps_results\x18\x05 \x01(\x08\x32\x8f\x03\n\x0fRestorerService\x12>\n\x07Restore\x12\x18.vlmir.v1.RestoreRequest\x1a\x19.vlmir.v1.RestoreResponse\x12R\n\rRestoreStream\x12\x1e.vlmir.v1.RestoreStreamRequest\x1a\x1f.vlmir.v1.RestoreStreamResponse0\x01\x12M\n\x0c\x43reateUpload\x12\x1d.vlmir.v1.CreateUploadRequest\x1a\x1e.vlmir.v1.CreateUploadResponse\x12\x44\n\tGetResult\x12\x1a.vlmir.v1.GetResultRequest\x1a\x1b.vlmir.v1.GetResultResponse\x12S\n\x04Info\x12$.vlmir.v1.RestorerServiceInfoRequest\x1a%.vlmir.v1.RestorerServiceInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,30 +38,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORT_DIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_REPORT_MILLISECONDSENTRY']._loaded_options = None
   _globals['_REPORT_MILLISECONDSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATEUPLOADRESPONSE_FIELDSENTRY']._loaded_options = None
+  _globals['_CREATEUPLOADRESPONSE_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_RESTOREOPTIONS']._serialized_start=60
   _globals['_RESTOREOPTIONS']._serialized_end=543
   _globals['_RESTOREREQUEST']._serialized_start=546
-  _globals['_RESTOREREQUEST']._serialized_end=711
-  _globals['_RESTORERESPONSE']._serialized_start=713
-  _globals['_RESTORERESPONSE']._serialized_end=771
-  _globals['_RESTORESTREAMREQUEST']._serialized_start=774
-  _globals['_RESTORESTREAMREQUEST']._serialized_end=963
-  _globals['_RESTORESTREAMRESPONSE']._serialized_start=965
-  _globals['_RESTORESTREAMRESPONSE']._serialized_end=1080
-  _globals['_RESTORERESULT']._serialized_start=1082
-  _globals['_RESTORERESULT']._serialized_end=1170
-  _globals['_REPORT']._serialized_start=1173
-  _globals['_REPORT']._serialized_end=1735
-  _globals['_REPORT_DEGRADATIONSENTRY']._serialized_start=1583
-  _globals['_REPORT_DEGRADATIONSENTRY']._serialized_end=1634
-  _globals['_REPORT_DIGESTSENTRY']._serialized_start=1636
-  _globals['_REPORT_DIGESTSENTRY']._serialized_end=1682
-  _globals['_REPORT_MILLISECONDSENTRY']._serialized_start=1684
-  _globals['_REPORT_MILLISECONDSENTRY']._serialized_end=1735
-  _globals['_RESTORERSERVICEINFOREQUEST']._serialized_start=1737
-  _globals['_RESTORERSERVICEINFOREQUEST']._serialized_end=1765
-  _globals['_RESTORERSERVICEINFORESPONSE']._serialized_start=1767
-  _globals['_RESTORERSERVICEINFORESPONSE']._serialized_end=1869
-  _globals['_RESTORERSERVICE']._serialized_start=1872
-  _globals['_RESTORERSERVICE']._serialized_end=2122
+  _globals['_RESTOREREQUEST']._serialized_end=733
+  _globals['_RESTORERESPONSE']._serialized_start=735
+  _globals['_RESTORERESPONSE']._serialized_end=793
+  _globals['_RESTORESTREAMREQUEST']._serialized_start=796
+  _globals['_RESTORESTREAMREQUEST']._serialized_end=1007
+  _globals['_RESTORESTREAMRESPONSE']._serialized_start=1009
+  _globals['_RESTORESTREAMRESPONSE']._serialized_end=1124
+  _globals['_RESTORERESULT']._serialized_start=1126
+  _globals['_RESTORERESULT']._serialized_end=1214
+  _globals['_REPORT']._serialized_start=1217
+  _globals['_REPORT']._serialized_end=1779
+  _globals['_REPORT_DEGRADATIONSENTRY']._serialized_start=1627
+  _globals['_REPORT_DEGRADATIONSENTRY']._serialized_end=1678
+  _globals['_REPORT_DIGESTSENTRY']._serialized_start=1680
+  _globals['_REPORT_DIGESTSENTRY']._serialized_end=1726
+  _globals['_REPORT_MILLISECONDSENTRY']._serialized_start=1728
+  _globals['_REPORT_MILLISECONDSENTRY']._serialized_end=1779
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=1781
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=1852
+  _globals['_CREATEUPLOADRESPONSE']._serialized_start=1855
+  _globals['_CREATEUPLOADRESPONSE']._serialized_end=2030
+  _globals['_CREATEUPLOADRESPONSE_FIELDSENTRY']._serialized_start=1985
+  _globals['_CREATEUPLOADRESPONSE_FIELDSENTRY']._serialized_end=2030
+  _globals['_GETRESULTREQUEST']._serialized_start=2032
+  _globals['_GETRESULTREQUEST']._serialized_end=2092
+  _globals['_GETRESULTRESPONSE']._serialized_start=2094
+  _globals['_GETRESULTRESPONSE']._serialized_end=2184
+  _globals['_RESTORERSERVICEINFOREQUEST']._serialized_start=2186
+  _globals['_RESTORERSERVICEINFOREQUEST']._serialized_end=2214
+  _globals['_RESTORERSERVICEINFORESPONSE']._serialized_start=2217
+  _globals['_RESTORERSERVICEINFORESPONSE']._serialized_end=2365
+  _globals['_RESTORERSERVICE']._serialized_start=2368
+  _globals['_RESTORERSERVICE']._serialized_end=2767
 # @@protoc_insertion_point(module_scope)

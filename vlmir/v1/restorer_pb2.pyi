@@ -150,11 +150,18 @@ class RestoreRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIME_BUDGET_MS_FIELD_NUMBER: _builtins.int
+    STORE_RESULT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty."""
+    """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty. A request with the
+    id of an earlier one may be answered with its result; then picture and options must be the same.
+    """
     time_budget_ms: _builtins.int
     """Milliseconds the caller grants; the soonest of this, the deadline and the server's own limit holds. For proxies that
     hide the deadline.
+    """
+    store_result: _builtins.bool
+    """True to get a link to the result in place of its bytes. A server without an object store refuses it; one that cannot
+    reach its store sends the bytes and a warning. A result too big for a message goes to the store unasked.
     """
     @_builtins.property
     def image(self) -> _image_pb2.ImageSource:
@@ -171,10 +178,11 @@ class RestoreRequest(_message.Message):
         options: Global___RestoreOptions | None = ...,
         request_id: _builtins.str = ...,
         time_budget_ms: _builtins.int | None = ...,
+        store_result: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "request_id", b"request_id", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "request_id", b"request_id", "store_result", b"store_result", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_budget_ms: _TypeAlias = _typing.Literal["time_budget_ms"]  # noqa: Y015
     _WhichOneofArgType__time_budget_ms: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms"]  # noqa: Y015
@@ -217,14 +225,19 @@ class RestoreStreamRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIME_BUDGET_MS_FIELD_NUMBER: _builtins.int
     PREVIEWS_FIELD_NUMBER: _builtins.int
+    STORE_RESULT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty."""
+    """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty. A request with the
+    id of an earlier one may be answered with its result; then picture and options must be the same.
+    """
     time_budget_ms: _builtins.int
     """Milliseconds the caller grants; the soonest of this, the deadline and the server's own limit holds. For proxies that
     hide the deadline.
     """
     previews: _builtins.bool
     """True to receive a preview after each whole step."""
+    store_result: _builtins.bool
+    """As in RestoreRequest."""
     @_builtins.property
     def image(self) -> _image_pb2.ImageSource:
         """The picture."""
@@ -241,10 +254,11 @@ class RestoreStreamRequest(_message.Message):
         request_id: _builtins.str = ...,
         time_budget_ms: _builtins.int | None = ...,
         previews: _builtins.bool = ...,
+        store_result: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "previews", b"previews", "request_id", b"request_id", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "image", b"image", "options", b"options", "previews", b"previews", "request_id", b"request_id", "store_result", b"store_result", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_budget_ms: _TypeAlias = _typing.Literal["time_budget_ms"]  # noqa: Y015
     _WhichOneofArgType__time_budget_ms: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms"]  # noqa: Y015
@@ -400,7 +414,7 @@ class Report(_message.Message):
     caption: _builtins.str
     """Caption that steered it; empty when restored without one."""
     degradation: _builtins.str
-    """The label it was restored for."""
+    """The label it was restored for; empty where none was recognised or named."""
     release: _builtins.str
     """Release of the weights."""
     seed: _builtins.int
@@ -425,7 +439,7 @@ class Report(_message.Message):
     """Whether mirror images were averaged at every evaluation."""
     @_builtins.property
     def degradations(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Probability of each degradation label; they sum to 1."""
+        """Probability of each degradation label; they sum to 1. None where it was restored without conditions."""
 
     @_builtins.property
     def digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -469,6 +483,148 @@ class Report(_message.Message):
 Global___Report: _TypeAlias = Report  # noqa: Y015
 
 @_typing.final
+class CreateUploadRequest(_message.Message):
+    """A picture about to be uploaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Its file's bytes, at most the limit on pictures; the link takes exactly so many."""
+    sha256: _builtins.str
+    """SHA-256 of the file in hexadecimal, lower case; what is uploaded is checked against it when it is read."""
+    request_id: _builtins.str
+    """Names the call in logs, errors and traces: letters, digits and ._:- , at most 128. Chosen if empty."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadRequest: _TypeAlias = CreateUploadRequest  # noqa: Y015
+
+@_typing.final
+class CreateUploadResponse(_message.Message):
+    """How to upload it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FieldsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    URI_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """What to set as `image.uri` once the file is there."""
+    link: _builtins.str
+    """Where to POST a form (multipart/form-data): first `fields`, then the file under the name "file"."""
+    expires_s: _builtins.int
+    """Seconds for which the link holds."""
+    @_builtins.property
+    def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The form's other fields, signed by the server."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        link: _builtins.str = ...,
+        fields: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expires_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_s", b"expires_s", "fields", b"fields", "link", b"link", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
+
+@_typing.final
+class GetResultRequest(_message.Message):
+    """An earlier request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STORE_RESULT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """What its caller set as `request_id`."""
+    store_result: _builtins.bool
+    """As in RestoreRequest."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        store_result: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "store_result", b"store_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResultRequest: _TypeAlias = GetResultRequest  # noqa: Y015
+
+@_typing.final
+class GetResultResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    """It is still being computed, or whoever did so has just died: ask again in a second, or send the request again."""
+    @_builtins.property
+    def result(self) -> Global___RestoreResult:
+        """It is restored: what Restore returned."""
+
+    def __init__(
+        self,
+        *,
+        result: Global___RestoreResult | None = ...,
+        running: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "running", b"running", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "running", b"running", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_state: _TypeAlias = _typing.Literal["result", "running"]  # noqa: Y015
+    _WhichOneofArgType_state: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_state) -> _WhichOneofReturnType_state | None: ...
+
+Global___GetResultResponse: _TypeAlias = GetResultResponse  # noqa: Y015
+
+@_typing.final
 class RestorerServiceInfoRequest(_message.Message):
     """Empty."""
 
@@ -494,6 +650,12 @@ class RestorerServiceInfoResponse(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SOLVERS_FIELD_NUMBER: _builtins.int
+    TAKES_UPLOADS_FIELD_NUMBER: _builtins.int
+    KEEPS_RESULTS_FIELD_NUMBER: _builtins.int
+    takes_uploads: _builtins.bool
+    """Whether CreateUpload is answered: pictures of some megabytes should travel that way."""
+    keeps_results: _builtins.bool
+    """Whether GetResult finds results, and requests with an id already used are answered with its result."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
         """What every service says."""
@@ -512,10 +674,12 @@ class RestorerServiceInfoResponse(_message.Message):
         service: _image_pb2.ServiceInfo | None = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         solvers: _abc.Iterable[_builtins.str] | None = ...,
+        takes_uploads: _builtins.bool = ...,
+        keeps_results: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "service", b"service", "solvers", b"solvers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeps_results", b"keeps_results", "labels", b"labels", "service", b"service", "solvers", b"solvers", "takes_uploads", b"takes_uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

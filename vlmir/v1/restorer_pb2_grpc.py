@@ -46,6 +46,16 @@ class RestorerServiceStub:
                 request_serializer=vlmir_dot_v1_dot_restorer__pb2.RestoreStreamRequest.SerializeToString,
                 response_deserializer=vlmir_dot_v1_dot_restorer__pb2.RestoreStreamResponse.FromString,
                 _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/vlmir.v1.RestorerService/CreateUpload',
+                request_serializer=vlmir_dot_v1_dot_restorer__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=vlmir_dot_v1_dot_restorer__pb2.CreateUploadResponse.FromString,
+                _registered_method=True)
+        self.GetResult = channel.unary_unary(
+                '/vlmir.v1.RestorerService/GetResult',
+                request_serializer=vlmir_dot_v1_dot_restorer__pb2.GetResultRequest.SerializeToString,
+                response_deserializer=vlmir_dot_v1_dot_restorer__pb2.GetResultResponse.FromString,
+                _registered_method=True)
         self.Info = channel.unary_unary(
                 '/vlmir.v1.RestorerService/Info',
                 request_serializer=vlmir_dot_v1_dot_restorer__pb2.RestorerServiceInfoRequest.SerializeToString,
@@ -72,6 +82,22 @@ class RestorerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateUpload(self, request, context):
+        """Gives a link by which a big picture goes to the server's object store; `Restore` is then given its URI. A server
+        whose Info says `takes_uploads` = false refuses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResult(self, request, context):
+        """Gives the result of an earlier request by the id that its caller chose, or says that it is still being computed. A
+        server with an object store knows results until they expire; others, only requests that are still being computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Info(self, request, context):
         """Says what is being served, where, and within which limits.
         """
@@ -91,6 +117,16 @@ def add_RestorerServiceServicer_to_server(servicer, server):
                     servicer.RestoreStream,
                     request_deserializer=vlmir_dot_v1_dot_restorer__pb2.RestoreStreamRequest.FromString,
                     response_serializer=vlmir_dot_v1_dot_restorer__pb2.RestoreStreamResponse.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=vlmir_dot_v1_dot_restorer__pb2.CreateUploadRequest.FromString,
+                    response_serializer=vlmir_dot_v1_dot_restorer__pb2.CreateUploadResponse.SerializeToString,
+            ),
+            'GetResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResult,
+                    request_deserializer=vlmir_dot_v1_dot_restorer__pb2.GetResultRequest.FromString,
+                    response_serializer=vlmir_dot_v1_dot_restorer__pb2.GetResultResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
@@ -154,6 +190,60 @@ class RestorerService:
             '/vlmir.v1.RestorerService/RestoreStream',
             vlmir_dot_v1_dot_restorer__pb2.RestoreStreamRequest.SerializeToString,
             vlmir_dot_v1_dot_restorer__pb2.RestoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vlmir.v1.RestorerService/CreateUpload',
+            vlmir_dot_v1_dot_restorer__pb2.CreateUploadRequest.SerializeToString,
+            vlmir_dot_v1_dot_restorer__pb2.CreateUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vlmir.v1.RestorerService/GetResult',
+            vlmir_dot_v1_dot_restorer__pb2.GetResultRequest.SerializeToString,
+            vlmir_dot_v1_dot_restorer__pb2.GetResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

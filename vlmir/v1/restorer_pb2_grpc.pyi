@@ -39,6 +39,14 @@ class RestorerServiceStub:
     """Restores one picture."""
     RestoreStream: _grpc.UnaryStreamMultiCallable[_restorer_pb2.RestoreStreamRequest, _restorer_pb2.RestoreStreamResponse]
     """Restores one picture and tells how far it is; the result comes last. Closing the stream cancels."""
+    CreateUpload: _grpc.UnaryUnaryMultiCallable[_restorer_pb2.CreateUploadRequest, _restorer_pb2.CreateUploadResponse]
+    """Gives a link by which a big picture goes to the server's object store; `Restore` is then given its URI. A server
+    whose Info says `takes_uploads` = false refuses it.
+    """
+    GetResult: _grpc.UnaryUnaryMultiCallable[_restorer_pb2.GetResultRequest, _restorer_pb2.GetResultResponse]
+    """Gives the result of an earlier request by the id that its caller chose, or says that it is still being computed. A
+    server with an object store knows results until they expire; others, only requests that are still being computed.
+    """
     Info: _grpc.UnaryUnaryMultiCallable[_restorer_pb2.RestorerServiceInfoRequest, _restorer_pb2.RestorerServiceInfoResponse]
     """Says what is being served, where, and within which limits."""
 
@@ -53,6 +61,14 @@ class RestorerServiceAsyncStub(RestorerServiceStub):
     """Restores one picture."""
     RestoreStream: _aio.UnaryStreamMultiCallable[_restorer_pb2.RestoreStreamRequest, _restorer_pb2.RestoreStreamResponse]  # type: ignore[assignment]
     """Restores one picture and tells how far it is; the result comes last. Closing the stream cancels."""
+    CreateUpload: _aio.UnaryUnaryMultiCallable[_restorer_pb2.CreateUploadRequest, _restorer_pb2.CreateUploadResponse]  # type: ignore[assignment]
+    """Gives a link by which a big picture goes to the server's object store; `Restore` is then given its URI. A server
+    whose Info says `takes_uploads` = false refuses it.
+    """
+    GetResult: _aio.UnaryUnaryMultiCallable[_restorer_pb2.GetResultRequest, _restorer_pb2.GetResultResponse]  # type: ignore[assignment]
+    """Gives the result of an earlier request by the id that its caller chose, or says that it is still being computed. A
+    server with an object store knows results until they expire; others, only requests that are still being computed.
+    """
     Info: _aio.UnaryUnaryMultiCallable[_restorer_pb2.RestorerServiceInfoRequest, _restorer_pb2.RestorerServiceInfoResponse]  # type: ignore[assignment]
     """Says what is being served, where, and within which limits."""
 
@@ -76,6 +92,26 @@ class RestorerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_restorer_pb2.RestoreStreamResponse], _abc.AsyncIterator[_restorer_pb2.RestoreStreamResponse]]:
         """Restores one picture and tells how far it is; the result comes last. Closing the stream cancels."""
+
+    @_abc_1.abstractmethod
+    def CreateUpload(
+        self,
+        request: _restorer_pb2.CreateUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_restorer_pb2.CreateUploadResponse, _abc.Awaitable[_restorer_pb2.CreateUploadResponse]]:
+        """Gives a link by which a big picture goes to the server's object store; `Restore` is then given its URI. A server
+        whose Info says `takes_uploads` = false refuses it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetResult(
+        self,
+        request: _restorer_pb2.GetResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_restorer_pb2.GetResultResponse, _abc.Awaitable[_restorer_pb2.GetResultResponse]]:
+        """Gives the result of an earlier request by the id that its caller chose, or says that it is still being computed. A
+        server with an object store knows results until they expire; others, only requests that are still being computed.
+        """
 
     @_abc_1.abstractmethod
     def Info(

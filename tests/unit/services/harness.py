@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from services.common.settings import ServerSettings
+from services.common.store import Store
 from services.common.work import WorkQueue
 from services.restorer.embedded import restorer_server
 from vlmir.errors import OptionError
@@ -120,7 +121,9 @@ class Running:
 
 
 @contextmanager
-def running_server(restorer: SmallRestorer | Restorer, **settings: Any) -> Iterator[Running]:
+def running_server(
+    restorer: SmallRestorer | Restorer, *, store: Store | None = None, **settings: Any
+) -> Iterator[Running]:
     """Serve ``restorer`` on a free port."""
     chosen = ServerSettings(**{"port": 0, "grace_s": 5.0, **settings})
     work = WorkQueue(workers=chosen.workers, waiting=chosen.queue)
@@ -128,7 +131,7 @@ def running_server(restorer: SmallRestorer | Restorer, **settings: Any) -> Itera
     address: list[str] = []
 
     async def serve() -> None:
-        server = restorer_server(cast(Restorer, restorer), work, chosen)
+        server = restorer_server(cast(Restorer, restorer), work, chosen, store=store)
         address.append(await server.start())
         ready.set()
         await asyncio.to_thread(stop.wait)

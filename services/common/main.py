@@ -1,0 +1,48 @@
+"""The command line of every server: settings, logging, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from services.common.settings import ServerSettings
+from vlmir.errors import VlmirError
+
+__all__ = ["run_service"]
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def run_service(settings_class: type[S], serve: Callable[[S], Awaitable[None]]) -> int:
+    """Read the settings from command line and environment, and serve until told to stop.
+
+    Returns:
+        The exit status: 0 after a graceful stop, 1 when it cannot serve, 2 for bad settings.
+    """
+    try:
+        settings = CliApp.run(settings_class)
+    except ValidationError as error:
+        for fault in error.errors():
+            where = fault["loc"][0] if fault["loc"] else "settings"
+            print(f"error: {where}: {fault['msg']}", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
+
+    async def run() -> None:
+        await serve(settings)
+
+    try:
+        asyncio.run(run())
+    except VlmirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,73 @@
+"""The sampler as a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.common.health import watched
+from services.common.server import Server, stop_on_signals
+from services.common.weights import weights
+from services.sampler.batcher import Batcher
+from services.sampler.model import load_model, warm_up
+from services.sampler.servicer import SamplerServicer
+from services.sampler.settings import SamplerSettings
+from vlmir.image import Limits
+from vlmir.v1 import sampler_pb2
+from vlmir.v1.sampler_pb2_grpc import add_SamplerServiceServicer_to_server
+
+__all__ = ["SERVICE", "running", "serve"]
+
+SERVICE = sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name
+
+
+@asynccontextmanager
+async def running(settings: SamplerSettings) -> AsyncIterator[str]:
+    """Load the weights and serve while the block runs, which gets the address; then drain.
+
+    Raises:
+        BundleError: The bundle is missing or broken.
+        UnavailableError: The port is taken.
+    """
+    limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+    async with weights(settings, part="sampler", load=load_model, warm_up=warm_up) as releases:
+        batcher = Batcher(
+            active=settings.workers,
+            waiting=settings.queue,
+            pixels=settings.batch_pixels,
+            room=settings.max_pixels,
+        )
+        servicer = SamplerServicer(
+            releases,
+            batcher,
+            limits=limits,
+            max_window=settings.max_window,
+            limit_s=settings.limit_s,
+        )
+        server = Server(
+            [SERVICE],
+            lambda server: add_SamplerServiceServicer_to_server(servicer, server),
+            settings=settings,
+            limits=limits,
+        )
+
+        async def check() -> None:
+            with releases.lease():
+                pass
+
+        try:
+            async with watched(server, check) as address:
+                names = releases.names
+                print(f"serving {names[0] if names else 'nothing yet'} on {address}", flush=True)
+                yield address
+        finally:
+            # While the loop still runs: who still waits is told.
+            await asyncio.to_thread(batcher.close)
+
+
+async def serve(settings: SamplerSettings) -> None:
+    """Serve until SIGTERM or SIGINT; errors are those of :func:`running`."""
+    stop = stop_on_signals()
+    async with running(settings):
+        await stop.wait()
