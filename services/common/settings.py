@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vlmir.image import Limits
 
-__all__ = ["ServerSettings"]
+__all__ = ["ChannelSettings", "ServerSettings", "WeightsSettings"]
 
 _LIMITS = Limits()
 
@@ -48,4 +50,65 @@ class ServerSettings(BaseSettings):
     )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
+    )
+    log_format: str = Field(
+        "text",
+        pattern="^(text|json)$",
+        description="Log lines for people, or one JSON object each.",
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port at which Prometheus may read, on the same host; 0 takes a free one. Without it: none.",
+    )
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain in PEM; with --tls-key, only TLS is spoken."
+    )
+    tls_key: Path | None = Field(None, description="The certificate's key in PEM, unencrypted.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="Certificate of the authority in PEM whose clients are let in; without it, any client is.",
+    )
+
+
+class ChannelSettings(BaseModel):
+    """How a server connects to others. To be mixed into a server's settings."""
+
+    tls_ca: Path | None = Field(
+        None,
+        description="Certificate of the authority in PEM that other services are proven by; without it they are "
+        "spoken to without TLS.",
+    )
+    tls_client_cert: Path | None = Field(
+        None, description="Certificate chain in PEM that is shown to other services."
+    )
+    tls_client_key: Path | None = Field(
+        None, description="That certificate's key in PEM, unencrypted."
+    )
+    keepalive_s: float = Field(
+        60.0, ge=10, description="Seconds of silence after which a connection is tried out."
+    )
+
+
+class WeightsSettings(BaseModel):
+    """Where a service's weights come from: a bundle, or the registry. To be mixed into a server's settings."""
+
+    bundle: str = Field(
+        "",
+        description="Name of a shipped bundle, or the path of its folder: what is served, or with --follow what is "
+        "served until the registry has any. Without either: tiny.",
+    )
+    follow: str = Field(
+        "",
+        pattern=r"^(models:/vlmir-sampler@[\w-]+)?$",
+        description="Alias in the MLflow registry at MLFLOW_TRACKING_URI that says what is served, such as "
+        "models:/vlmir-sampler@champion.",
+    )
+    poll_s: float = Field(5.0, gt=0, description="Seconds between two looks at the alias.")
+    linger_s: float = Field(
+        30.0, ge=0, description="Seconds since its last use that an old release stays in memory."
+    )
+    cache: Path = Field(
+        Path("~/.cache/vlmir"), description="Folder for weights that came from the registry."
     )

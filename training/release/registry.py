@@ -16,12 +16,11 @@ or a hand in MLflow's UI. The commands let the other parts' aliases follow, so t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from training.engine.tracking import tracking_uri
-from vlmir.bundle import PARTS
 from vlmir.errors import OptionError
+from vlmir.registry import CANDIDATE, CHAMPION, MODELS, PREVIOUS, SAMPLER, VERSIONS
 
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow import MlflowClient
@@ -41,15 +40,6 @@ __all__ = [
     "move_alias",
     "parts_of",
 ]
-
-MODELS: Mapping[str, str] = {part: f"vlmir-{part}" for part in PARTS}
-"""Part → its registered model."""
-
-SAMPLER = MODELS["sampler"]
-"""The registered model whose alias counts."""
-
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-"""Registered last; served; served before that."""
 
 EVALUATION = "evaluation.json"
 """What :mod:`training.evaluate` measured, with the numbers of each picture; beside the sampler's bundle.json."""
@@ -106,7 +96,7 @@ def find_version(client: MlflowClient, which: int | str) -> ModelVersion:
 
 def parts_of(sampler: ModelVersion) -> dict[str, str]:
     """Part → version of all that a version of the sampler belongs to, itself last."""
-    named = {part: sampler.tags.get(f"{part}_version") for part in MODELS}
+    named = {part: sampler.tags.get(tag) for part, tag in VERSIONS.items()}
     return {p: v for p, v in named.items() if v} | {"sampler": str(sampler.version)}
 
 
