@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vlmir.errors import InputError, OptionError
+from services.common.store import Store
+from vlmir.errors import InputError, OptionError, UnavailableError
 from vlmir.image import Image, encode
 from vlmir.image.sniff import sniff_format
 from vlmir.pipeline import Progress, Report, Restoration, RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2
 
-__all__ = ["image_bytes", "preview_message", "report_message", "restore_options", "restore_replies"]
+__all__ = [
+    "Delivery",
+    "image_bytes",
+    "preview_message",
+    "report_message",
+    "restore_options",
+    "restore_replies",
+]
 
 _FORMATS: dict[str, image_pb2.ImageFormat.ValueType] = {
     "png": image_pb2.IMAGE_FORMAT_PNG,
@@ -28,17 +37,49 @@ _PREVIEW_SIDE = 1024
 _PREVIEW_QUALITY = 80
 
 
-def image_bytes(source: image_pb2.ImageSource) -> bytes:
-    """The picture's file.
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """How a result gets to its caller: in the reply, or by a link to the store."""
+
+    store: Store
+    asked: bool
+    """Whether the caller asked for a link."""
+
+    inline_bytes: int
+    """A bigger file goes to the store unasked, if callers elsewhere can read there."""
+
+    link_s: int
+    """Seconds for which the link holds."""
+
+    def by_link(self, size: int) -> bool:
+        """Whether a file of ``size`` bytes goes to the store."""
+        return self.asked or (self.store.remote and size > self.inline_bytes)
+
+
+def image_bytes(
+    source: image_pb2.ImageSource, store: Store | None = None, *, max_bytes: int = 0
+) -> bytes:
+    """The picture's file; blocks while it is fetched from the store.
+
+    Args:
+        source: The picture, or where it lies.
+        store: Where it may lie; None: nowhere.
+        max_bytes: The most to fetch.
 
     Raises:
         InputError: No picture was sent, or it lies where this server cannot look.
+        LimitError: It lies in the store and is too big.
+        UnavailableError: The store cannot be reached.
     """
     match source.WhichOneof("source"):
         case "data":
             return source.data
         case "uri":
-            raise InputError("This server has no object store; send the picture's bytes in `data`.")
+            if store is None:
+                raise InputError(
+                    "This server has no object store; send the picture's bytes in `data`."
+                )
+            return store.get(source.uri, max_bytes)
         case _:
             raise InputError("No picture was sent; set `image.data` to the bytes of an image file.")
 
@@ -68,23 +109,41 @@ def _format_name(wanted: int) -> str:
 
 
 def restore_replies(
-    stream: Generator[Progress, None, Restoration],
+    stream: Generator[Progress, None, Restoration], delivery: Delivery | None = None
 ) -> Generator[restorer_pb2.RestoreStreamResponse, None, None]:
     """The replies to a request: progress after each window of each step, then the result.
 
     Closing this generator closes ``stream``.
+
+    Args:
+        stream: The restoration.
+        delivery: Whether the result goes to the store; None: it goes into the reply.
     """
     restoration = yield from _progress_replies(stream)
     data = restoration.encode()
+    kind = sniff_format(data)  # the caller may have asked for another than the picture came in
+    report = report_message(restoration.report)
     image = image_pb2.EncodedImage(
-        # The caller may have asked for another format than the picture came in.
-        format=_FORMATS[sniff_format(data)],
-        width=restoration.image.width,
-        height=restoration.image.height,
-        data=data,
+        format=_FORMATS[kind], width=restoration.image.width, height=restoration.image.height
     )
-    result = restorer_pb2.RestoreResult(image=image, report=report_message(restoration.report))
+    if delivery is None or not delivery.by_link(len(data)):
+        image.data = data
+    else:
+        try:
+            _store(image, data, f"image/{kind}", delivery)
+        except UnavailableError as error:  # the work is done: better a big message than none
+            image.data = data
+            report.warnings.append(f"The result came in the reply, not by link: {error}")
+    result = restorer_pb2.RestoreResult(image=image, report=report)
     yield restorer_pb2.RestoreStreamResponse(result=result)
+
+
+def _store(
+    image: image_pb2.EncodedImage, data: bytes, content_type: str, delivery: Delivery
+) -> None:
+    stored = delivery.store.put(data, content_type)
+    image.uri = delivery.store.link(stored.uri, delivery.link_s)
+    image.store_uri, image.sha256, image.size = stored.uri, stored.sha256 or "", stored.size
 
 
 def _progress_replies(

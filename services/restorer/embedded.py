@@ -1,23 +1,22 @@
 """The restorer as one process: all stages inside, no other service needed.
 
 Run ``python -m services.restorer.embedded --port 50051 --bundle tiny``. Every flag can also be an
-environment variable, such as ``VLMIR_PORT``.
+environment variable, such as ``VLMIR_PORT``; an object store is configured by ``VLMIR_STORE_…`` variables alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 
-from pydantic import Field, ValidationError
-from pydantic_settings import CliApp
+from pydantic import Field
 
+from services.common.main import run_service
 from services.common.server import Server, stop_on_signals
 from services.common.settings import ServerSettings
+from services.common.store import Store, StoreSettings, open_store
 from services.common.work import WorkQueue
 from services.restorer.servicer import RestorerServicer
-from vlmir.errors import VlmirError
 from vlmir.image import Limits
 from vlmir.pipeline import Restorer
 from vlmir.v1 import restorer_pb2
@@ -34,9 +33,18 @@ class EmbeddedSettings(ServerSettings):
     bundle: str = Field("tiny", description="Name of a shipped bundle, or the path of its folder.")
 
 
-def restorer_server(restorer: Restorer, work: WorkQueue, settings: ServerSettings) -> Server:
+def restorer_server(
+    restorer: Restorer,
+    work: WorkQueue,
+    settings: ServerSettings,
+    *,
+    store: Store | None = None,
+    link_s: int = 3600,
+) -> Server:
     """A server, not yet started, that answers for ``restorer``."""
-    servicer = RestorerServicer(restorer, work, limit_s=settings.limit_s)
+    servicer = RestorerServicer(
+        restorer, work, limit_s=settings.limit_s, store=store, link_s=link_s
+    )
     return Server(
         [SERVICE],
         lambda server: add_RestorerServiceServicer_to_server(servicer, server),
@@ -50,14 +58,17 @@ async def serve(settings: EmbeddedSettings) -> None:
 
     Raises:
         BundleError: The bundle is missing or broken.
-        UnavailableError: The port is taken.
+        OptionError: The store's settings are wrong.
+        UnavailableError: The port is taken, or the store does not answer.
     """
     stop = stop_on_signals()
+    storing = StoreSettings.from_environment()
+    store = await asyncio.to_thread(open_store, storing)
     # In a thread, so that a signal is heard while the weights are loading.
     limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
     restorer = await asyncio.to_thread(Restorer.load, settings.bundle, limits=limits)
     work = WorkQueue(workers=settings.workers, waiting=settings.queue)
-    server = restorer_server(restorer, work, settings)
+    server = restorer_server(restorer, work, settings, store=store, link_s=storing.link_s)
     address = await server.start()
     print(f"serving {restorer.release} on {address}", flush=True)
     await stop.wait()
@@ -68,22 +79,7 @@ async def serve(settings: EmbeddedSettings) -> None:
 
 def main() -> int:
     """Run the command line; 0 after a graceful stop, 1 when it cannot serve, 2 for bad settings."""
-    try:
-        settings = CliApp.run(EmbeddedSettings)
-    except ValidationError as error:
-        for fault in error.errors():
-            print(f"error: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
-        return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
-    try:
-        asyncio.run(serve(settings))
-    except VlmirError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_service(EmbeddedSettings, serve)
 
 
 if __name__ == "__main__":

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import grpc
 
+from services.common.deadlines import deadline_of
 from services.common.server import max_message_bytes
-from services.common.wire import image_bytes, restore_options, restore_replies
+from services.common.store import Store
+from services.common.wire import Delivery, image_bytes, restore_options, restore_replies
 from services.common.work import WorkQueue
 from vlmir import __version__
-from vlmir.pipeline import Restorer
+from vlmir.errors import InputError
+from vlmir.image import Limits
+from vlmir.pipeline import RestoreOptions, Restorer
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import RestorerServiceServicer
 
-__all__ = ["RestorerServicer"]
+__all__ = ["PictureServicer", "RestorerServicer"]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Request: TypeAlias = restorer_pb2.RestoreRequest | restorer_pb2.RestoreStreamRequest
 Reply: TypeAlias = restorer_pb2.RestoreStreamResponse
 
 
-class RestorerServicer(RestorerServiceServicer):
-    """Answers ``Restore``, ``RestoreStream`` and ``Info``.
+class PictureServicer(RestorerServiceServicer):
+    """What all kinds of restorer have in common: how pictures come, and how results go.
 
-    Errors are left to the interceptor, limits on work to the queue.
+    Errors are left to whoever calls the methods.
 
     Args:
-        restorer: What restores.
-        work: Where it restores.
-        limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
+        limits: What pictures are accepted.
+        store: Where pictures are read from and results put; None: they travel in messages only.
+        link_s: Seconds for which links to the store hold.
     """
 
-    def __init__(self, restorer: Restorer, work: WorkQueue, *, limit_s: float) -> None:
-        self._restorer, self._work, self._limit_s = restorer, work, limit_s
+    def __init__(self, *, limits: Limits, store: Store | None, link_s: int) -> None:
+        self._limits, self._store, self._link_s = limits, store, link_s
 
     async def Restore(
         self, request: restorer_pb2.RestoreRequest, context: Context
@@ -53,6 +57,79 @@ class RestorerServicer(RestorerServiceServicer):
         async with aclosing(replies):
             async for reply in replies:
                 yield reply
+
+    async def CreateUpload(
+        self, request: restorer_pb2.CreateUploadRequest, context: Context
+    ) -> restorer_pb2.CreateUploadResponse:
+        """Give a link to upload a picture by; signing it takes no time and no connection."""
+        upload = self._need_store().create_upload(
+            size=request.size,
+            sha256=request.sha256,
+            max_bytes=self._limits.max_bytes,
+            expires_s=self._link_s,
+        )
+        return restorer_pb2.CreateUploadResponse(
+            uri=upload.uri, link=upload.link, fields=upload.fields, expires_s=upload.expires_s
+        )
+
+    @abstractmethod
+    def _replies(
+        self, request: Request, context: Context, *, previews: bool
+    ) -> AsyncGenerator[Reply, None]:
+        """Progress, then the result; closing the generator cancels."""
+
+    def _delivery(self, request: Request) -> Delivery | None:
+        if self._store is None and not request.store_result:
+            return None
+        return Delivery(
+            store=self._need_store(),
+            asked=request.store_result,
+            inline_bytes=max_message_bytes(self._limits),
+            link_s=self._link_s,
+        )
+
+    def _need_store(self) -> Store:
+        if self._store is None:
+            raise InputError(
+                "This server has no object store; send and receive pictures in messages."
+            )
+        return self._store
+
+
+class RestorerServicer(PictureServicer):
+    """Restores pictures in this process.
+
+    Errors are left to the interceptor, limits on work to the queue.
+
+    Args:
+        restorer: What restores.
+        work: Where it restores.
+        limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
+        store: Where pictures are read from and results put; None: they travel in messages only.
+        link_s: Seconds for which links to the store hold.
+    """
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        work: WorkQueue,
+        *,
+        limit_s: float,
+        store: Store | None = None,
+        link_s: int = 3600,
+    ) -> None:
+        super().__init__(limits=restorer.limits, store=store, link_s=link_s)
+        self._restorer, self._work, self._limit_s = restorer, work, limit_s
+
+    async def GetResult(
+        self, request: restorer_pb2.GetResultRequest, context: Context
+    ) -> restorer_pb2.GetResultResponse:
+        """Results are not kept here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError("This server keeps no results; send the request again.")
 
     async def Info(
         self, request: restorer_pb2.RestorerServiceInfoRequest, context: Context
@@ -73,23 +150,29 @@ class RestorerServicer(RestorerServiceServicer):
             version=__version__,
         )
         return restorer_pb2.RestorerServiceInfoResponse(
-            service=service, labels=restorer.labels, solvers=restorer.solvers
+            service=service,
+            labels=restorer.labels,
+            solvers=restorer.solvers,
+            takes_uploads=self._store is not None and self._store.remote,
         )
 
     def _replies(
         self, request: Request, context: Context, *, previews: bool
     ) -> AsyncGenerator[Reply, None]:
-        image, options = image_bytes(request.image), restore_options(request.options)
+        options, delivery = restore_options(request.options), self._delivery(request)
         return self._work.run(
-            lambda: restore_replies(self._restorer.stream(image, options, previews=previews)),
-            deadline=self._deadline(request, context),
+            lambda: self._steps(request.image, options, previews, delivery),
+            deadline=deadline_of(request, context, limit_s=self._limit_s),
         )
 
-    def _deadline(self, request: Request, context: Context) -> float | None:
-        """The soonest of the server's limit, the call's deadline and the request's budget, on `time.monotonic`."""
-        # None without a deadline, whatever the type stubs say.
-        remaining = cast(float | None, context.time_remaining())
-        budgets = [seconds for seconds in (self._limit_s or None, remaining) if seconds is not None]
-        if request.HasField("time_budget_ms"):
-            budgets.append(request.time_budget_ms / 1e3)
-        return time.monotonic() + min(budgets) if budgets else None
+    def _steps(
+        self,
+        source: image_pb2.ImageSource,
+        options: RestoreOptions,
+        previews: bool,
+        delivery: Delivery | None,
+    ) -> Generator[Reply, None, None]:
+        """The work in its thread, where it may wait for the store."""
+        image = image_bytes(source, self._store, max_bytes=self._restorer.limits.max_bytes)
+        stream = self._restorer.stream(image, options, previews=previews)
+        yield from restore_replies(stream, delivery)

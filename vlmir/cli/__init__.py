@@ -1,4 +1,4 @@
-"""The command line: ``vlmir restore``, ``vlmir inspect``, ``vlmir degrade``, ``vlmir models``.
+"""The command line: ``vlmir restore``, ``inspect``, ``degrade``, ``info``, ``models``.
 
 Exit status: 0 when every picture was done, 1 when some failed, 2 for a usage or option error
 (nothing was done), 130 after Ctrl-C. Reports go to stdout, progress and errors to stderr.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vlmir.cli.arguments import build_parser
-from vlmir.cli.commands import degrade, inspect, restore
+from vlmir.cli.commands import degrade, info, inspect, restore
 from vlmir.cli.models import import_daclip
 from vlmir.errors import OptionError, VlmirError
 
@@ -26,6 +26,7 @@ _COMMANDS = {
     "restore": restore,
     "inspect": inspect,
     "degrade": degrade,
+    "info": info,
     "models import-daclip": import_daclip,
 }
 

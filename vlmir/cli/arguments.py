@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_inspect(commands)
     _add_degrade(commands)
+    _add_info(commands)
     _add_models(commands)
     return parser
 
@@ -54,7 +55,12 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_inputs(parser)
     _add_output(parser)
     model = parser.add_argument_group("restoration")
-    _add_bundle(model)
+    place = model.add_mutually_exclusive_group()
+    _add_bundle(place)
+    place.add_argument(
+        "--server", metavar="HOST:PORT", help="restore on a server, with its weights and limits"
+    )
+    _add_connection(parser)
     model.add_argument(
         "--steps", type=_whole(1), metavar="N", help="sampling steps (default: the bundle's)"
     )
@@ -140,6 +146,18 @@ def _add_degrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "info",
+        allow_abbrev=False,
+        help="say what a server serves",
+        description="Say which weights a server serves, where it computes, what it takes, and how busy it is.",
+    )
+    parser.add_argument("--server", metavar="HOST:PORT", required=True, help="the server")
+    _add_connection(parser, timeout_s=10.0)
+    parser.add_argument("--json", action="store_true", help="one JSON object, to stdout")
+
+
 def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "models",
@@ -198,6 +216,24 @@ def _add_bundle(group: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_connection(parser: argparse.ArgumentParser, *, timeout_s: float = 600.0) -> None:
+    group = parser.add_argument_group(
+        "connection to --server",
+        "A token in the environment variable VLMIR_TOKEN is sent with every call, over TLS only.",
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; trust public certificates")
+    group.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="encrypt; trust the certificates in FILE (PEM)"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=timeout_s,
+        metavar="S",
+        help=f"seconds that one call may take (default: {timeout_s:.0f})",
+    )
+
+
 def _add_limits(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--max-pixels",
@@ -246,6 +282,17 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def _seconds(text: str) -> float:
+    """A time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):  # NaN fails this, too
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return value
 
 
 def _unit(text: str) -> float:

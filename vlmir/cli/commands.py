@@ -7,19 +7,21 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmir.cli.batch import Tick, Work, describe_error, run_batch
+from vlmir.cli.engines import Engine, LocalEngine, ServerEngine, connect
 from vlmir.cli.files import Job, find_images, plan_jobs
 from vlmir.errors import OptionError
 
 if TYPE_CHECKING:
+    from vlmir.client import ServerInfo
     from vlmir.image import Limits
     from vlmir.pipeline import Inspection, Restorer
 
-__all__ = ["degrade", "inspect", "load_restorer", "restore"]
+__all__ = ["degrade", "info", "inspect", "load_restorer", "restore"]
 
 _PASSED_ON = (
     "steps",
@@ -64,28 +66,33 @@ def restore(arguments: Namespace) -> int:
     Raises:
         OptionError: The arguments contradict each other or the files.
         BundleError: The weights cannot be loaded.
+        UnavailableError: The server does not answer.
     """
-    return _run(arguments, lambda: _restoring(arguments))
+    if arguments.server is None:
+        return _run(
+            arguments,
+            lambda: _restoring(
+                arguments,
+                lambda: LocalEngine(load_restorer(arguments.bundle, _limits(arguments))),
+            ),
+        )
+    if arguments.max_bytes or arguments.max_pixels:
+        raise OptionError("With --server, its own limits hold; leave --max-bytes and --max-pixels.")
+    with closing(connect(arguments)) as client:
+        return _run(arguments, lambda: _restoring(arguments, lambda: ServerEngine(client)))
 
 
-def _restoring(arguments: Namespace) -> Work:
+def _restoring(arguments: Namespace, start: Callable[[], Engine]) -> Work:
     from vlmir.pipeline import RestoreOptions
 
     chosen = {name: getattr(arguments, name) for name in _PASSED_ON}
     chosen["use_caption"] = not arguments.no_caption
     RestoreOptions(**chosen)  # a contradiction shows before the weights are read
-    restorer = load_restorer(arguments.bundle, _limits(arguments))
-    restorer.check(RestoreOptions(**chosen))  # what only the weights can tell
+    engine = start()
+    engine.check(RestoreOptions(**chosen))  # what only the weights can tell
 
     def work(job: Job, tick: Tick) -> tuple[bytes, Mapping[str, Any]]:
-        options = RestoreOptions(**chosen, format=job.format)
-        with closing(restorer.stream(job.source, options)) as stream:
-            while True:
-                try:
-                    progress = next(stream)
-                except StopIteration as end:
-                    return end.value.encode(), end.value.report.to_dict()
-                tick(progress.share)
+        return engine.restore(job, RestoreOptions(**chosen, format=job.format), tick)
 
     return work
 
@@ -134,6 +141,34 @@ def _run(arguments: Namespace, prepare: Callable[[], Work]) -> int:
         to_stdout=arguments.json,
         report=arguments.report,
     )
+
+
+def info(arguments: Namespace) -> int:
+    """``vlmir info``; returns 0, since a failure raises.
+
+    Raises:
+        OptionError: The arguments contradict each other.
+        UnavailableError: The server does not answer.
+    """
+    with closing(connect(arguments)) as client:
+        told = client.info(timeout_s=arguments.timeout)
+    print(json.dumps(asdict(told)) if arguments.json else _info_text(told))
+    return 0
+
+
+def _info_text(told: ServerInfo) -> str:
+    values = {field.name: getattr(told, field.name) for field in fields(told)}
+    values["queue"] = f"{values.pop('queue_depth')} of {values.pop('queue_capacity')}"
+    digests = values.pop("digests")
+    values |= {f"sha256 of {part}": digest for part, digest in sorted(digests.items())}
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        shown = ", ".join(value) if isinstance(value, tuple) else value
+        if shown != "":
+            lines.append(f"{name.replace('_', ' ') + ':':<20} {shown}")
+    return "\n".join(lines)
 
 
 def inspect(arguments: Namespace) -> int:
