@@ -3,15 +3,20 @@
 A status carries ``google.rpc`` details, so that a client can act on more than a sentence:
 ``ErrorInfo`` (domain ``vlmir``, reason = name of the exception), ``RequestInfo`` (the request id
 that stands in the log) and, for overload, ``RetryInfo`` (the delay before a new try).
+
+Ray Serve drops the metadata by which such details travel. A handler there puts :func:`to_details` into the status's
+text, from which the gateway makes the details again.
 """
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Mapping
 
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -25,11 +30,27 @@ from vlmir.errors import (
     VlmirError,
 )
 
-__all__ = ["CODES", "DOMAIN", "status_code", "to_status"]
+__all__ = [
+    "CODES",
+    "DOMAIN",
+    "UnauthenticatedError",
+    "from_details",
+    "status_code",
+    "to_details",
+    "to_status",
+]
 
 DOMAIN = "vlmir"
 
+_MACHINE_PART = re.compile(r" \[vlmir:([A-Za-z0-9+/]*={0,2})\]")
+
+
+class UnauthenticatedError(InputError):
+    """The caller did not prove who it is."""
+
+
 CODES: Mapping[type[VlmirError], grpc.StatusCode] = {
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     # Limits too are INVALID_ARGUMENT: the same picture would be refused again, whenever it comes.
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     BundleError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -71,4 +92,27 @@ def to_status(error: Exception, request_id: str) -> Status:
         packed = Any()
         packed.Pack(detail)
         status.details.append(packed)
+    return status
+
+
+def to_details(status: Status) -> str:
+    """One line of text that carries a whole status: its sentence, then ``" [vlmir:BASE64]"`` for machines.
+
+    A sentence of more than 2000 characters is cut: Ray cuts the whole at 4096.
+    """
+    rest = Status(code=status.code, details=status.details)
+    machine = base64.b64encode(rest.SerializeToString()).decode()
+    return f"{status.message[:2000]} [vlmir:{machine}]"
+
+
+def from_details(text: str) -> Status | None:
+    """The status that :func:`to_details` put into a text, or None where there is none; what follows it is ignored."""
+    found = list(_MACHINE_PART.finditer(text))
+    if not found:
+        return None
+    try:
+        status = Status.FromString(base64.b64decode(found[-1][1], validate=True))
+    except (ValueError, DecodeError):
+        return None
+    status.message = text[: found[-1].start()]
     return status

@@ -1,0 +1,3 @@
+"""What a server tells its operators: metrics, traces and log lines."""
+
+__all__: list[str] = []

@@ -1,0 +1,130 @@
+"""Passes calls on to the upstream, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, cast
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc_status import rpc_status
+
+from services.common.batching import Admission, until
+from services.common.calls import TIME_BUDGET, Context, request_id
+from services.common.channels import time_budget_ms
+from services.gateway.answers import answer
+from services.gateway.messages import Passed, reader
+
+__all__ = ["Proxy"]
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Proxy:
+    """The methods of one service, answered by another server.
+
+    A request is held once, until it is answered; replies are passed on as they come, and no faster than they are read.
+    When the caller goes or its time is over, the upstream's call is cancelled.
+
+    Args:
+        service: Whose methods are passed on, unary and server-streaming ones.
+        channel: To the upstream.
+        side_by_side: Calls passed on at once.
+        waiting: Calls that may wait; one more is refused.
+        limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
+    """
+
+    def __init__(
+        self,
+        service: ServiceDescriptor,
+        channel: grpc.aio.Channel,
+        *,
+        side_by_side: int,
+        waiting: int,
+        limit_s: float,
+    ) -> None:
+        self._service, self._channel, self._limit_s = service, channel, limit_s
+        self.admission = Admission(side_by_side + waiting)
+        self._turn = asyncio.Semaphore(side_by_side)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the methods to a server."""
+        handlers = {method.name: self._handler(method) for method in self._service.methods}
+        generic = grpc.method_handlers_generic_handler(self._service.full_name, handlers)
+        server.add_generic_rpc_handlers([generic])
+
+    def _handler(self, method: MethodDescriptor) -> Handler:
+        path = f"/{self._service.full_name}/{method.name}"
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(path), reader(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(path), reader(method))
+
+    def _unary(self, path: str) -> Callable[[Passed, Context], Any]:
+        call: Any = self._channel.unary_unary(path, request_serializer=_data)
+
+        async def handle(request: Passed, context: Context) -> bytes:
+            async with self._upstream(context) as how:
+                return cast(bytes, await call(request, **how))
+
+        return handle
+
+    def _stream(self, path: str) -> Callable[[Passed, Context], Any]:
+        call: Any = self._channel.unary_stream(path, request_serializer=_data)
+
+        async def handle(request: Passed, context: Context) -> AsyncGenerator[bytes, None]:
+            async with self._upstream(context) as how:
+                replies = call(request, **how)
+                try:
+                    async for reply in replies:
+                        yield cast(bytes, reply)
+                finally:
+                    replies.cancel()
+
+        return handle
+
+    @asynccontextmanager
+    async def _upstream(self, context: Context) -> AsyncIterator[dict[str, Any]]:
+        """A turn, with the arguments of the call to the upstream; its failure becomes the caller's status."""
+        deadline = self._deadline(context)
+        try:
+            with self.admission():
+                async with self._turn_by(deadline):
+                    yield _granted(deadline)
+        except grpc.aio.AioRpcError as error:
+            status = answer(error, request_id.get())
+            rich = rpc_status.to_status(status)
+            await context.abort(rich.code, rich.details, rich.trailing_metadata)
+
+    @asynccontextmanager
+    async def _turn_by(self, deadline: float | None) -> AsyncIterator[None]:
+        async with until(deadline):
+            await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _deadline(self, context: Context) -> float | None:
+        """The sooner of the caller's deadline and the gateway's limit, on `time.monotonic`."""
+        # None without a deadline, whatever the type stubs say.
+        remaining = cast(float | None, context.time_remaining())
+        budgets = [s for s in (self._limit_s or None, remaining) if s is not None]
+        return time.monotonic() + min(budgets) if budgets else None
+
+
+def _granted(deadline: float | None) -> dict[str, Any]:
+    """Deadline and metadata for the upstream, which may not be able to see the deadline."""
+    budget_ms = time_budget_ms(deadline)
+    if budget_ms is None:
+        return {}
+    return {
+        "timeout": budget_ms / 1e3,
+        "metadata": grpc.aio.Metadata((TIME_BUDGET, str(budget_ms))),
+    }
+
+
+def _data(request: Passed) -> bytes:
+    return request.data
