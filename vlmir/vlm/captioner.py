@@ -78,8 +78,12 @@ class BlipCaptioner:
 
     def caption(self, pixels_HWC: npt.NDArray[np.float32]) -> str:
         """H×W×3 picture, RGB, 0…1 → one English sentence in lower case."""
+        return self.caption_batch(self.view(pixels_HWC))[0]
+
+    def view(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
+        """H×W×3 picture, RGB, 0…1 → 1×3×S×S content view, all that the network sees of it."""
         pixels = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None]
-        return self.caption_batch(content_view(pixels, self.config.image_size))[0]
+        return content_view(pixels, self.config.image_size)
 
     @torch.inference_mode()
     def caption_batch(self, views_BCSS: Tensor) -> list[str]:

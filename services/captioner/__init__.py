@@ -1,0 +1,3 @@
+"""The captioner: says in words what a picture shows."""
+
+__all__: list[str] = []

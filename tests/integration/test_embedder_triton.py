@@ -1,0 +1,237 @@
+"""The embedder service before a real Triton, where there is one; see ``test_triton.py`` for how it is found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from services.embedder.server import SERVICE, running
+from services.embedder.settings import EmbedderSettings
+from tests.integration.calls import (
+    NOT_SERVING,
+    SERVING,
+    becomes,
+    exported,
+    health,
+    refusal,
+    retry_delay,
+)
+from tests.integration.test_embedder_service import asked, assert_librarys, picture
+from tests.integration.test_triton import ROOT, SERVER
+from tests.small import CAPTIONS
+from training.release.triton_repository import write_entry
+from vlmir.bundle import load_bundle
+from vlmir.errors import UnavailableError
+from vlmir.parts import build_embedder
+from vlmir.v1.embedder_pb2 import EmbedderServiceInfoRequest, EmbedTextRequest
+from vlmir.v1.embedder_pb2_grpc import EmbedderServiceStub
+from vlmir.vlm.embedder import ClipEmbedder
+
+pytestmark = pytest.mark.skipif(SERVER is None, reason="no Triton: name one in VLMIR_TRITON_SERVER")
+
+
+class RealTriton:
+    """A Triton that serves the small bundle's embedder."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self._repository, self._folder = repository, folder
+        self._env = {"TRITON_SERVER_HOME": str(ROOT / "build" / "triton-server")} | dict(os.environ)
+        self.address = ""
+
+    def start(self) -> None:
+        """Start it, at the same address as before."""
+        port = self.address.rpartition(":")[2]
+        at = ["--grpc-port", port] if port else []
+        models = ["--models", str(self._repository), "--python", sys.executable, "--load", "*"]
+        printed = self._run("start", *models, *at)
+        (self.address,) = (
+            line.removeprefix("TRITON_GRPC=")
+            for line in printed.splitlines()
+            if line.startswith("TRITON_GRPC=")
+        )
+
+    def stop(self) -> None:
+        """Kill it: a graceful end waits for connections."""
+        self._run("stop", "--kill")
+
+    def kill_models(self) -> None:
+        """Kill the processes that run the models, as the system does when it needs memory."""
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit() and self._is_model(path):
+                os.kill(int(path.name), signal.SIGKILL)
+
+    def _is_model(self, process: Path) -> bool:
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            return False
+        return b"python_backend_stub" in command and str(self._folder).encode() in environment
+
+    def _run(self, what: str, *arguments: str) -> str:
+        assert SERVER is not None
+        command = [SERVER, what, "--dir", str(self._folder), *arguments]
+        done = subprocess.run(command, env=self._env, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def triton(
+    small_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealTriton]:
+    repository = tmp_path_factory.mktemp("models")
+    for graph in exported(small_bundle_folder):
+        write_entry(repository, graph.name, graph.data, version=3, backend="python")
+    found = RealTriton(repository, tmp_path_factory.mktemp("triton"))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="module")
+def small(small_bundle_folder: Path) -> ClipEmbedder:
+    return build_embedder(load_bundle(small_bundle_folder))
+
+
+def serving(
+    bundle: Path,
+    triton: RealTriton,
+    test: Callable[[EmbedderServiceStub, grpc.aio.Channel], Awaitable[None]],
+    **settings: Any,
+) -> None:
+    """Runs a test against a server in this process."""
+
+    async def whole() -> None:
+        chosen = EmbedderSettings(
+            port=0, bundle=str(bundle), triton=triton.address, probe_s=0.1, **settings
+        )
+        async with (
+            running(chosen) as address,
+            grpc.aio.insecure_channel(address) as channel,
+            asyncio.timeout(60),
+        ):
+            await test(EmbedderServiceStub(channel), channel)
+
+    asyncio.run(whole())
+
+
+def test_triton_gives_the_librarys_numbers(
+    triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
+) -> None:
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        info = await assert_librarys(stub, small, [picture(n) for n in range(8)], CAPTIONS)
+        assert info.service.device == f"{triton.address}, triton"
+
+    serving(small_bundle_folder, triton, test)
+
+
+def test_deadlines_reach_triton_and_places_are_bounded(
+    triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
+) -> None:
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        request = asked(small.view_maker, picture(0))
+        with triton_asleep(triton):
+            inside = [asyncio.ensure_future(stub.EmbedImage(request)) for _ in range(2)]
+            while (await stub.Info(EmbedderServiceInfoRequest())).service.queue_depth < 2:
+                await asyncio.sleep(0.01)
+            assert await retry_delay(stub.EmbedImage(request)) > 0
+            inside.pop().cancel()
+            while (await stub.Info(EmbedderServiceInfoRequest())).service.queue_depth > 1:
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            late = EmbedTextRequest(text="a dog", time_budget_ms=200)
+            assert (await refusal(stub.EmbedText(late)))[0] == "DEADLINE_EXCEEDED"
+            assert time.monotonic() - began < 5
+        await inside[0]
+
+    serving(small_bundle_folder, triton, test, workers=1, queue=1)
+
+
+@contextmanager
+def triton_asleep(triton: RealTriton) -> Iterator[None]:
+    """Stops the processes of the models for a while: requests are taken, but not answered."""
+    processes = [
+        int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and triton._is_model(p)
+    ]
+    assert len(processes) == 2
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+def test_a_dead_model_is_told_by_health_and_loaded_anew(
+    triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
+) -> None:
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        assert await health(channel, SERVICE) == SERVING
+        triton.kill_models()
+        code, sentence = await refusal(stub.EmbedText(EmbedTextRequest(text="a dog")))
+        assert code == "UNAVAILABLE" and "clip_text" in sentence
+        await becomes(channel, SERVICE, NOT_SERVING)
+        await becomes(channel, SERVICE, SERVING)
+        await assert_librarys(stub, small, [picture(0)], CAPTIONS)
+
+    serving(small_bundle_folder, triton, test)
+
+
+def test_a_dead_triton_is_unavailable_until_it_is_back(
+    triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
+) -> None:
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        await asyncio.to_thread(triton.stop)
+        began = time.monotonic()
+        code, sentence = await refusal(stub.EmbedImage(asked(small.view_maker, picture(0))))
+        assert time.monotonic() - began < 5
+        assert code == "UNAVAILABLE" and triton.address in sentence
+        await becomes(channel, SERVICE, NOT_SERVING)
+        await asyncio.to_thread(triton.start)
+        await becomes(channel, SERVICE, SERVING)
+        await assert_librarys(stub, small, [picture(0)], CAPTIONS)
+
+    serving(small_bundle_folder, triton, test)
+
+
+def test_a_triton_with_another_embedder_is_refused(
+    triton: RealTriton, imported_bundle_folder: Path
+) -> None:
+    async def never(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        raise AssertionError
+
+    with pytest.raises(UnavailableError, match="another embedder"):
+        serving(imported_bundle_folder, triton, never)
+
+
+def test_a_triton_that_starts_later_is_waited_for(
+    triton: RealTriton, small_bundle_folder: Path
+) -> None:
+    async def never(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        raise AssertionError
+
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        assert await health(channel, SERVICE) == SERVING
+
+    triton.stop()
+    with pytest.raises(UnavailableError, match="cannot be reached; is it running"):
+        serving(small_bundle_folder, triton, never, triton_wait_s=0)
+    with ThreadPoolExecutor() as pool:
+        started = pool.submit(triton.start)
+        serving(small_bundle_folder, triton, test)
+        started.result()
