@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlmir.diffusion import IRSDE
 from vlmir.errors import VlmirError
 from vlmir.image.tiles import TilePlan
-from vlmir.nn import Conditioning, UNet
+from vlmir.nn import Conditioning, UNet, pad_to_multiple
 from vlmir.nn.attention import Context, TransformerContext
 
 __all__ = ["Evaluation", "SampleStep", "Sweep", "Work", "evaluate", "padded"]
@@ -172,7 +171,11 @@ def evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
     """The network's outputs for evaluations of one padded size, in one call; each 3×h×w of its window."""
     same = len({evaluation.x.shape for evaluation in evaluations}) == 1
     x, mu = (
-        torch.stack(windows if same else [_pad(window, unet.multiple) for window in windows])
+        torch.stack(
+            windows
+            if same
+            else [pad_to_multiple(window[None], unet.multiple)[0] for window in windows]
+        )
         for windows in ([e.x for e in evaluations], [e.mu for e in evaluations])
     )
     outputs = unet(
@@ -185,14 +188,6 @@ def evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         output[:, : asked.x.shape[1], : asked.x.shape[2]]
         for output, asked in zip(outputs, evaluations, strict=True)
     ]
-
-
-def _pad(window: Tensor, multiple: int) -> Tensor:
-    """A window as the network would pad it by itself: what it computes from it is the same."""
-    height, width = window.shape[1:]
-    bottom, right = -height % multiple, -width % multiple
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(window[None], (0, right, 0, bottom), mode=mode)[0]
 
 
 def _joined(parts: Sequence[Conditioning]) -> Conditioning:

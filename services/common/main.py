@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from services.common.settings import ServerSettings
+from services.common.telemetry.logs import configure_logging
 from vlmir.errors import VlmirError
 
 __all__ = ["run_service"]
@@ -32,10 +32,7 @@ def run_service(settings_class: type[S], serve: Callable[[S], Awaitable[None]]) 
             where = fault["loc"][0] if fault["loc"] else "settings"
             print(f"error: {where}: {fault['msg']}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it reports every thread pool
+    configure_logging(settings.log_level, settings.log_format)
 
     async def run() -> None:
         await serve(settings)

@@ -16,7 +16,7 @@ from vlmir.errors import InputError, OptionError, UnavailableError
 from vlmir.image import Image, encode
 from vlmir.image.sniff import sniff_format
 from vlmir.pipeline import Progress, Report, Restoration, RestoreOptions
-from vlmir.v1 import image_pb2, restorer_pb2
+from vlmir.v1 import image_pb2, restorer_pb2, sampler_pb2
 
 __all__ = [
     "Delivery",
@@ -84,8 +84,12 @@ def image_bytes(
             raise InputError("No picture was sent; set `image.data` to the bytes of an image file.")
 
 
-def restore_options(message: restorer_pb2.RestoreOptions) -> RestoreOptions:
+def restore_options(
+    message: restorer_pb2.RestoreOptions | sampler_pb2.SampleOptions,
+) -> RestoreOptions:
     """The options; fields left unset take the library's defaults.
+
+    Those of a sampler have the same names and meanings as those of Restore, of which they are a part.
 
     Raises:
         OptionError: A value is unknown or out of range.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from vlmir.errors import InputError, LimitError, OptionError
 from vlmir.image import Limits
 from vlmir.image.tiles import Window
 from vlmir.sampling import Conditions, DiffusionSampler
-from vlmir.v1 import image_pb2, restorer_pb2, sampler_pb2
+from vlmir.v1 import image_pb2, sampler_pb2
 
 __all__ = ["check_size", "task_of"]
 
@@ -51,8 +50,7 @@ def task_of(
         InputError: Pixels or conditions are missing, of a wrong shape or type, or no numbers.
         OptionError: An option is unknown or out of range.
     """
-    # Its options have the same names and meanings as those of Restore, of which they are a part.
-    options = restore_options(cast(restorer_pb2.RestoreOptions, request.options))
+    options = restore_options(request.options)
     plan = sampler.plan(options)
     conditions = _conditions(request.conditions, sampler.unet.config.context_dim)
     pixels = from_message(request.pixels, name="pixels")

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.rpc import error_details_pb2
@@ -23,8 +23,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-from training.onnx_export import OnnxGraph, export_onnx
-from vlmir.bundle import load_bundle
+if TYPE_CHECKING:
+    from training.onnx_export import OnnxGraph
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
@@ -78,6 +78,9 @@ async def until(condition: Callable[[], bool]) -> None:
 @functools.cache
 def exported(bundle: Path) -> tuple[OnnxGraph, OnnxGraph]:
     """A bundle's embedder as ONNX; it takes a while, so it is done once for all tests."""
+    from training.onnx_export import export_onnx  # it takes a while to import
+    from vlmir.bundle import load_bundle
+
     return export_onnx(load_bundle(bundle))
 
 

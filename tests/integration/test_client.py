@@ -24,7 +24,7 @@ import pytest
 from minio import Minio
 
 from services.common.store import Store, StoreSettings, open_store
-from tests.unit.services.certificates import make_certificate
+from tests.certificates import Authority
 from tests.unit.services.harness import (
     PATIENCE_S,
     Running,
@@ -479,8 +479,8 @@ def test_a_cancelled_task_cancels_its_call() -> None:
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificate(tmp_path_factory.mktemp("certificates"))
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 class _Doorkeeper(RestorerServiceServicer):
@@ -493,13 +493,15 @@ class _Doorkeeper(RestorerServiceServicer):
 
 
 @contextmanager
-def tls_server(certificates: Path, *, mutual: bool) -> Iterator[str]:
-    key, certificate = ((certificates / name).read_bytes() for name in ("key.pem", "cert.pem"))
+def tls_server(authority: Authority, *, mutual: bool) -> Iterator[str]:
+    certificate, key = (file.read_bytes() for file in authority.issue("server"))
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
         add_RestorerServiceServicer_to_server(_Doorkeeper(), server)
         credentials = grpc.ssl_server_credentials(
-            [(key, certificate)], certificate if mutual else None, require_client_auth=mutual
+            [(key, certificate)],
+            authority.ca.read_bytes() if mutual else None,
+            require_client_auth=mutual,
         )
         port = server.add_secure_port("127.0.0.1:0", credentials)
         server.start()
@@ -509,14 +511,14 @@ def tls_server(certificates: Path, *, mutual: bool) -> Iterator[str]:
             server.stop(None).wait()
 
 
-def test_a_token_travels_over_tls(certificates: Path) -> None:
-    tls = TLS(ca=certificates / "cert.pem")
+def test_a_token_travels_over_tls(authority: Authority) -> None:
+    tls = TLS(ca=authority.ca)
 
     async def ask(address: str) -> str:
         async with AsyncRestorationClient(address, tls=tls, token="abc") as client:
             return (await client.info()).release
 
-    with tls_server(certificates, mutual=False) as address:
+    with tls_server(authority, mutual=False) as address:
         with RestorationClient(address, tls=tls, token="abc") as client:
             assert client.info().release == "Bearer abc"
         assert asyncio.run(ask(address)) == "Bearer abc"
@@ -527,10 +529,10 @@ def test_a_token_travels_over_tls(certificates: Path) -> None:
                 client.info()
 
 
-def test_a_client_shows_its_certificate_where_asked(certificates: Path) -> None:
-    ca, key = certificates / "cert.pem", certificates / "key.pem"
-    with tls_server(certificates, mutual=True) as address:
-        with RestorationClient(address, tls=TLS(ca=ca, certificate=ca, key=key)) as client:
+def test_a_client_shows_its_certificate_where_asked(authority: Authority) -> None:
+    ca, (certificate, key) = authority.ca, authority.issue("client")
+    with tls_server(authority, mutual=True) as address:
+        with RestorationClient(address, tls=TLS(ca=ca, certificate=certificate, key=key)) as client:
             client.info()
         with (
             RestorationClient(address, tls=TLS(ca=ca)) as client,

@@ -21,7 +21,7 @@ import pytest
 from minio import Minio
 
 from services.common.store import TENSORS, Store, StoredObject, StoreSettings, open_store
-from tests.unit.services.certificates import make_certificate
+from tests.certificates import Authority
 from tests.unit.services.s3 import needs_s3, s3_server
 from vlmir.client.transfer import upload
 from vlmir.errors import InputError, LimitError, UnavailableError
@@ -387,13 +387,13 @@ def test_wrong_credentials_are_told_at_the_start(s3: dict[str, str], wrong: str)
 
 
 def test_a_store_is_reached_by_tls_if_it_is_trusted(tmp_path: Path) -> None:
-    folder = make_certificate(tmp_path)
+    authority = Authority(tmp_path)
     keys = {"access_key": "a", "secret_key": "b"}
-    with impostor(folder) as url:
+    with impostor(authority.issue("impostor")) as url:
         with pytest.raises(UnavailableError, match=r"certificate.*VLMIR_STORE_CA_FILE"):
             opened({"url": url, **keys})
         with pytest.raises(UnavailableError, match="is no S3 server in good health"):
-            opened({"url": url, **keys, "ca_file": str(folder / "cert.pem")})
+            opened({"url": url, **keys, "ca_file": str(authority.ca)})
 
 
 def test_a_server_that_lies_about_the_size_fills_no_memory() -> None:
@@ -430,16 +430,16 @@ class Impostor(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def impostor(certificates: Path | None = None) -> Iterator[str]:
+def impostor(certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as server:
-        if certificates is not None:
+        if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+            context.load_cert_chain(*certificate)
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
         thread.start()
         try:
-            scheme = "https" if certificates else "http"
+            scheme = "https" if certificate else "http"
             yield f"{scheme}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()

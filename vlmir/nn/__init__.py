@@ -1,5 +1,5 @@
 """The restoring network."""
 
-from vlmir.nn.unet import Conditioning, UNet
+from vlmir.nn.unet import Conditioning, UNet, pad_to_multiple
 
-__all__ = ["Conditioning", "UNet"]
+__all__ = ["Conditioning", "UNet", "pad_to_multiple"]

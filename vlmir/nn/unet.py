@@ -18,7 +18,7 @@ from vlmir.config import UNetConfig
 from vlmir.nn.attention import LinearAttention, SpatialTransformer, TransformerContext
 from vlmir.nn.blocks import ResBlock, TimeEmbedding, conv
 
-__all__ = ["Conditioning", "UNet"]
+__all__ = ["Conditioning", "UNet", "pad_to_multiple"]
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 """Rough mean and standard deviation of photos on 0…1."""
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         """x_t and mu (B×3×H×W), time indices (B) → the prediction, B×3×H×W."""
         height, width = x_t.shape[-2:]
         centre, scale = (PIXEL_MEAN, PIXEL_STD) if self.config.unit_scale else (0.0, 1.0)
-        x = _pad(torch.cat([x_t - mu, mu - centre], dim=1) / scale, self.multiple)
+        x = pad_to_multiple(torch.cat([x_t - mu, mu - centre], dim=1) / scale, self.multiple)
         x = stem = self.stem(F.pixel_unshuffle(x, self.config.stem_stride))
         embedding = self.time(t) + conditioning.prompt
         contexts = iter(conditioning.contexts)
@@ -221,8 +221,11 @@ def _apply(layer: nn.Module, x: Tensor, contexts: Iterator[TransformerContext]) 
     return cast(Tensor, layer(x))
 
 
-def _pad(x: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom to a multiple: by reflection, or by the border where the picture is too small for it."""
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad right and bottom to a multiple: by reflection, or by the border where the picture is too small for it.
+
+    B×C×H×W in and out; the network does so itself, and what it computes from a padded picture is the same.
+    """
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     mode = "reflect" if bottom < height and right < width else "replicate"
