@@ -135,6 +135,7 @@ class Restorer:
         steps: int,
         device: str = "cpu",
         limits: Limits | None = None,
+        unconditioned: bool = False,
     ) -> None:
         """Join three stages.
 
@@ -148,7 +149,10 @@ class Restorer:
             steps: Network evaluations where neither steps nor realism are asked for.
             device: Where the networks run.
             limits: What pictures are accepted; None: the library's.
+            unconditioned: Whether pictures are restored without conditions while the embedder cannot be reached; else
+                that is an error.
         """
+        self._unconditioned = unconditioned
         self._captioner, self._embedder, self._sampler = captioner, embedder, sampler
         self.release, self.digests, self.device = release, digests, device
         self.limits = limits or Limits()
@@ -225,8 +229,6 @@ class Restorer:
             LimitError: It is too big.
             OptionError: An option is impossible.
         """
-        from vlmir.sampling import Conditions
-
         options = options or RestoreOptions()
         plan = self._plan(options)
         clock, warnings = _Clock(), list[str]()
@@ -237,19 +239,13 @@ class Restorer:
         )
         caption = self._caption(source, options, clock, warnings)
         with clock("embed"):
-            seen = self._embedder.embed_image(source.pixels)
-            f_T = None if caption is None else self._embedder.embed_captions([caption])[0]
-            label, f_D = seen.degradation, seen.f_D
-            if options.degradation is not None:
-                label, f_D = options.degradation, self._embedder.embed_label(options.degradation)
-        share = options.strength * _damaged(seen.degradations, options.degradation)
+            known, degradations, label = self._look(source, caption, options, warnings)
+        share = options.strength * _damaged(degradations, options.degradation)
         tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
         restored, steps = source.pixels, 0
         if share > 0:
             steps = plan.evaluations
-            run = self._sampler.sample(
-                [source.pixels], [Conditions(f_T, seen.f_I, f_D)], [options.seed], plan
-            )
+            run = self._sampler.sample([source.pixels], [known], [options.seed], plan)
             sampled = yield from _relay(run, steps, previews, clock)
             restored = source.pixels + np.float32(share) * (sampled - source.pixels)
             if plan.realism == 0 and plan.steps > 1:
@@ -263,8 +259,8 @@ class Restorer:
         if source.grey:
             restored = np.repeat(restored.mean(axis=2, keepdims=True), 3, axis=2)
         report = Report(
-            caption=caption,
-            degradations=seen.degradations,
+            caption=None if known.f_T is None else caption,
+            degradations=degradations,
             degradation=label,
             release=self.release,
             digests=self.digests,
@@ -375,6 +371,24 @@ class Restorer:
                 warnings.append(f"Restored without a caption: {error}")
                 return None
 
+    def _look(
+        self, source: Image, caption: str | None, options: RestoreOptions, warnings: list[str]
+    ) -> tuple[Conditions, dict[str, float], str]:
+        """What steers the sampler, the probability of each label, and the label acted upon ("" for none)."""
+        from vlmir.sampling import Conditions
+
+        named = options.degradation
+        try:
+            seen = self._embedder.embed_image(source.pixels)
+            f_T = None if caption is None else self._embedder.embed_captions([caption])[0]
+            f_D = seen.f_D if named is None else self._embedder.embed_label(named)
+        except UnavailableError as error:
+            if not self._unconditioned:
+                raise
+            warnings.append(f"Restored without caption and recognition of the damage: {error}")
+            return Conditions(None, None, None), {}, named or ""
+        return Conditions(f_T, seen.f_I, f_D), seen.degradations, named or seen.degradation
+
 
 def _relay(
     run: Generator[SampleStep, None, list[Pixels]], steps: int, previews: bool, clock: _Clock
@@ -389,7 +403,8 @@ def _relay(
                     return np.asarray(end.value[0])
             preview = None
             if previews and done.x0 is not None:
-                preview = done.x0[0].clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
+                # A remote sampler's is an array already.
+                preview = np.clip(np.asarray(done.x0[0]).transpose(1, 2, 0), 0, 1, order="C")
             yield Progress(step=done.step, steps=steps, share=done.share, preview=preview)
     finally:
         run.close()

@@ -38,9 +38,9 @@ class Report:
     caption: str | None
     """The caption that guided; None if none did."""
     degradations: dict[str, float]
-    """Probability of each label."""
+    """Probability of each label; empty where the picture was restored without conditions."""
     degradation: str
-    """The label acted upon."""
+    """The label acted upon; empty where none was recognised or named."""
     release: str
     """Name and version of the weights."""
     digests: dict[str, str]

@@ -78,7 +78,7 @@ class PictureServicer(RestorerServiceServicer):
     ) -> AsyncGenerator[Reply, None]:
         """Progress, then the result; closing the generator cancels."""
 
-    def _delivery(self, request: Request) -> Delivery | None:
+    def _delivery(self, request: Request | restorer_pb2.GetResultRequest) -> Delivery | None:
         if self._store is None and not request.store_result:
             return None
         return Delivery(
