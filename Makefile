@@ -11,7 +11,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check lint types format protos bench mlflow clean
+.PHONY: help setup demo up down status test check lint types format protos bench mlflow clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH=default|cpu]"
@@ -22,6 +22,15 @@ setup: $(READY) ## Make .venv with all dependencies; TORCH=cpu takes PyTorch's C
 
 demo: $(READY) ## Restore degraded copies of a photo over gRPC, into out/demo/
 	$(BIN)/python -m services.restorer.demo
+
+up: $(READY) ## Start the whole cluster on this machine; ARGS="--gateway-port 50100" is passed on
+	@$(BIN)/python -m services.launcher up $(ARGS)
+
+down: $(READY) ## Stop the cluster; what it stored stays in runs/cluster/
+	@$(BIN)/python -m services.launcher down $(ARGS)
+
+status: $(READY) ## Show the cluster's parts, their health, memory and addresses
+	@$(BIN)/python -m services.launcher status $(ARGS)
 
 test: $(READY) ## Run the tests; ARGS="-k tiles" is passed to pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,3 @@
+"""The whole cluster on one machine: starts and stops the processes of ``deploy/Procfile``."""
+
+__all__: list[str] = []

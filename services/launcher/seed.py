@@ -1,0 +1,109 @@
+"""What a cluster needs of its registry before it can serve: a champion, its architecture, its models for Triton."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.registry import MlflowRegistry, Version
+from services.launcher.plan import FOLLOW, MODELS, PRESET
+from services.launcher.settings import ROOT
+from services.launcher.waiting import tail
+from vlmir.errors import UnavailableError
+from vlmir.registry import CHAMPION, SAMPLER
+
+__all__ = ["Seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """Prepares a cluster whose registry answers; it runs commands of training, which it may not import."""
+
+    folder: Path
+    """The cluster's."""
+    environment: Mapping[str, str]
+    """Of its processes."""
+
+    def champion(self, bundle: str) -> Version:
+        """The champion; a bundle, by name or path, is registered and promoted if there is none.
+
+        Raises:
+            UnavailableError: It cannot be registered, or does not pass the gate.
+        """
+        registry = MlflowRegistry(FOLLOW, self._address)
+        champion = registry.champion()
+        if champion is None:
+            self._run("training.register", bundle)
+            self._run("training.promote")
+            champion = registry.champion()
+        if champion is None:
+            raise UnavailableError(f"the registry has no champion; see {self._log}")
+        return champion
+
+    def write_preset(self, champion: Version) -> None:
+        """Put the champion's architecture where the restorer waits for it."""
+        import mlflow  # it takes a second
+
+        mlflow.set_tracking_uri(self._address)  # to name it in the call is not enough here
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            source = f"models:/{SAMPLER}/{champion.number}/bundle.json"
+            file = mlflow.artifacts.download_artifacts(source, dst_path=place)
+            preset = Path(place) / PRESET
+            about = json.loads(Path(file).read_text("utf-8"))
+            preset.write_text(json.dumps(about["preset"]), "utf-8")
+            preset.replace(self.folder / PRESET)
+
+    def write_models(self, champion: Version, backend: str) -> None:
+        """Put the champion's embedder where Triton waits for it.
+
+        Args:
+            champion: The version of the sampler, which names the embedder's.
+            backend: Triton's, that runs it.
+
+        Raises:
+            UnavailableError: It cannot be exported.
+        """
+        version = champion.parts["embedder"]
+        repository = self.folder / "models" / f"{version}-{backend}"
+        if not repository.exists():
+            with tempfile.TemporaryDirectory(dir=self.folder) as place:
+                bundle, whole = f"{place}/bundle", f"{place}/models"
+                self._run("training.fetch", CHAMPION, bundle)
+                self._run(
+                    "training.onnx_export",
+                    bundle,
+                    whole,
+                    "--version",
+                    version,
+                    "--backend",
+                    backend,
+                )
+                repository.parent.mkdir(exist_ok=True)
+                shutil.move(whole, repository)
+        (self.folder / MODELS).symlink_to(repository)
+
+    @property
+    def _address(self) -> str:
+        return self.environment["MLFLOW_TRACKING_URI"]
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "logs" / "seed.log"
+
+    def _run(self, *command: str) -> None:
+        with self._log.open("ab") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=out,
+                stderr=out,
+            )
+        if done.returncode:
+            raise UnavailableError(f"python -m {' '.join(command)} failed:\n{tail(self._log)}")

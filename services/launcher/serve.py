@@ -1,0 +1,47 @@
+"""A Ray of its own, and in it what a Serve config describes: ``python -m services.launcher.serve CONFIG``.
+
+The restorer begins when the file that VLMIR_PRESET names is there; Ray takes longer to start, and need not wait.
+``serve run`` alone starts Ray with a dashboard of a third of a gigabyte, and an object store of a third of the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import ray
+from ray.serve.scripts import cli
+
+__all__: list[str] = []
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Ray's proxy hands bigger messages over by it; what does not fit goes to disk."""
+
+LOGICAL_CPUS = 8
+"""What Ray schedules by; the replicas and Serve's own actors compute next to nothing."""
+
+
+def main(config: str) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    ray.init(
+        address="local",
+        namespace="serve",  # where `serve run` looks for what runs already
+        num_cpus=LOGICAL_CPUS,
+        num_gpus=0,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        _temp_dir=os.path.join(os.environ["RAY_TMPDIR"], "ray"),
+    )
+    # Ray would abort on SIGTERM; `serve run` stops well on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    preset = Path(os.environ["VLMIR_PRESET"])
+    while not preset.exists():
+        time.sleep(0.2)
+    cli(["run", config])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
