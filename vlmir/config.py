@@ -123,6 +123,11 @@ class EmbedderConfig:
     """
     orthogonal_labels: bool = False
     """Whether label embeddings are made orthogonal, for a CLIP that never met the labels' words."""
+    typical_damage: bool = False
+    """Whether f_D is the typical one of the label that a picture is judged to have, and not the picture's own.
+
+    A sampler trained on few photos trusts what their own f_D says of them more than it may trust that of new ones.
+    """
     tokenizer: Literal["bundle", "open_clip"] = "bundle"
     """Whose words the text tower reads: those of the bundle's ``captioner/tokenizer.json``, or open_clip's own."""
     hub: str | None = None

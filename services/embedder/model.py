@@ -51,6 +51,8 @@ class EmbedderModel:
     """Degradation labels."""
     prototypes: Tensor
     """Typical f_D of each label, K×D."""
+    typical: bool
+    """Whether they take the place of a picture's own f_D."""
     tokenizer: Tokenizer
     context_length: int
     """Tokens of a caption, padding included."""
@@ -69,7 +71,7 @@ class EmbedderModel:
         views = with_mirrors(torch.tensor(views_VCSS)).numpy()
         seen = await self.backend.image(views, deadline=deadline)
         f_I, f_D, logits = (torch.tensor(array) for array in seen)
-        return judge(f_I, f_D, logits, self.prototypes, self.labels)
+        return judge(f_I, f_D, logits, self.prototypes, self.labels, typical=self.typical)
 
     async def embed_text(self, caption: str, *, deadline: float | None) -> Array:
         """One caption of a damaged picture → f_T, D.
@@ -176,6 +178,7 @@ def loader(choice: BackendChoice) -> Callable[[Bundle], EmbedderModel]:
             views=ViewMaker.of(config),
             labels=bundle.preset.labels,
             prototypes=_prototypes(bundle),
+            typical=config.typical_damage,
             tokenizer=build_tokenizer(bundle),
             context_length=config.clip.text_cfg.context_length,
             backend=choice.make(bundle),

@@ -27,7 +27,7 @@ class ImageEmbedding(NamedTuple):
     f_I: Tensor
     """Embedding of the clean content, D."""
     f_D: Tensor
-    """Embedding of the damage, D: the picture's own, or the typical one of the label where its parts overrule it."""
+    """Embedding of the damage, D: the picture's own, or the typical one of the label, see :func:`judge`."""
     degradations: dict[str, float]
     """Probability of each label; they sum to 1."""
 
@@ -102,7 +102,13 @@ def with_mirrors(views_VCSS: Tensor) -> Tensor:
 
 
 def judge(
-    f_I: Tensor, f_D_WD: Tensor, logits_WK: Tensor, prototypes_KD: Tensor, labels: Sequence[str]
+    f_I: Tensor,
+    f_D_WD: Tensor,
+    logits_WK: Tensor,
+    prototypes_KD: Tensor,
+    labels: Sequence[str],
+    *,
+    typical: bool,
 ) -> ImageEmbedding:
     """What the network saw in the views of one picture, as one judgement.
 
@@ -112,11 +118,13 @@ def judge(
         logits_WK: Logits of the labels in each view.
         prototypes_KD: Typical f_D of each label.
         labels: Names of the K labels.
+        typical: See :attr:`vlmir.config.EmbedderConfig.typical_damage`.
     """
     judged = logits_WK.mean(0)
     label = judged.argmax()
     # Where the windows overrule the whole, its f_D would ask for another restoration than the one reported.
-    damage = f_D_WD[0] if logits_WK[0].argmax() == label else prototypes_KD[label]
+    overruled = logits_WK[0].argmax() != label
+    damage = prototypes_KD[label] if typical or overruled else f_D_WD[0]
     probabilities = judged.softmax(dim=-1).tolist()
     return ImageEmbedding(f_I, damage, dict(zip(labels, probabilities, strict=True)))
 
@@ -136,7 +144,9 @@ class ClipEmbedder:
         """One picture, H×W×3, RGB, 0…1, of any size."""
         views = with_mirrors(self.view_maker(pixels_HWC))
         f_I, f_D, logits = (tensor[0] for tensor in self.see(views[None]))
-        return judge(f_I, f_D, logits, self.network.prototypes, self.labels)
+        network = self.network
+        typical = network.config.typical_damage
+        return judge(f_I, f_D, logits, network.prototypes, self.labels, typical=typical)
 
     @torch.inference_mode()
     def see(self, views_PWCSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:

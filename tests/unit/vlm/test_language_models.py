@@ -142,6 +142,8 @@ def test_the_corners_are_judged_beside_the_whole(
     size: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    own = dataclasses.replace(network.config, typical_damage=False)
+    monkeypatch.setattr(network, "config", own)
     embedder = ClipEmbedder(network, tokenizer, PRESET.labels)
     network.set_labels(embedder.tokenize(PRESET.labels))
     picture = np.random.default_rng(0).random((*size, 3), np.float32)

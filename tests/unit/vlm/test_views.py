@@ -45,10 +45,20 @@ def test_mirror_images_follow_unless_there_is_the_whole_alone() -> None:
 
 def test_the_mean_of_the_views_decides() -> None:
     f_I, f_D = torch.rand(3), torch.rand(2, 3)
-    agreed = judge(f_I, f_D, torch.tensor([[2.0, 0.0], [1.0, 0.0]]), PROTOTYPES, LABELS)
+    agreed = judge(
+        f_I, f_D, torch.tensor([[2.0, 0.0], [1.0, 0.0]]), PROTOTYPES, LABELS, typical=False
+    )
     assert agreed.degradation == "noisy"
     assert agreed.degradations["noisy"] == pytest.approx(float(torch.sigmoid(torch.tensor(1.5))))
     assert torch.equal(agreed.f_D, f_D[0]) and torch.equal(agreed.f_I, f_I)
-    overruled = judge(f_I, f_D, torch.tensor([[2.0, 0.0], [0.0, 4.0]]), PROTOTYPES, LABELS)
+    overruled = judge(
+        f_I, f_D, torch.tensor([[2.0, 0.0], [0.0, 4.0]]), PROTOTYPES, LABELS, typical=False
+    )
     assert overruled.degradation == "hazy"
     assert torch.equal(overruled.f_D, PROTOTYPES[1])
+
+
+def test_the_labels_typical_damage_takes_the_place_of_the_pictures_own() -> None:
+    f_I, f_D, logits = torch.rand(3), torch.rand(2, 3), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    seen = judge(f_I, f_D, logits, PROTOTYPES, LABELS, typical=True)
+    assert torch.equal(seen.f_D, PROTOTYPES[0]) and seen.degradation == "noisy"
