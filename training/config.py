@@ -129,7 +129,8 @@ class StageTwoConfig:
     null_share: float = 0.1
     """How often each condition is withheld, so that restoring without it works."""
     prototype_share: float = 0.15
-    """How often f_D is the label's prototype, so that naming the damage by hand works."""
+    """How often f_D is the label's prototype, so that naming the damage by hand works; 1 where the preset says
+    ``typical_damage``."""
     misjudged_share: float = 0.5
     """How often a clean crop comes with another picture's f_D, so that a photo judged wrongly is left as it is."""
 

@@ -140,9 +140,10 @@ class CropLoader:
         number = int(rng.choice(len(self._labels), p=self._shares))
         i = self._entry(self._labels[number], rng)
         lq, gt = self._crop(i, size, rng)
-        f_D = self._conditions.f_D[self._judged(i, rng)]
+        judged = self._judged(i, rng)
+        f_D = self._conditions.f_D[judged]
         if rng.random() < config.prototype_share:
-            f_D = self.prototypes[number]
+            f_D = self.prototypes[self._labels.index(self._pool.entries[judged].label)]
         t = int(rng.integers(1, self._T + 1))
         return Crops(
             lq=to_tensor(lq),

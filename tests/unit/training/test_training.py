@@ -263,7 +263,7 @@ def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
     number = torch.arange(len(pool)).float()[:, None].expand(-1, 32)
     zeros = torch.zeros_like(number)
     conditions = PoolConditions(zeros, number, zeros, torch.full((len(LABELS), 32), -1.0))
-    loader = loader_of(pool, conditions)
+    loader = loader_of(pool, conditions, prototype_share=0.15)
     own = [pool.entries[int(i)].label == "clean" for i in range(len(pool))]
     right = wrong = 0
     for step in range(60):
@@ -274,6 +274,16 @@ def test_some_clean_crops_come_with_anothers_damage(pool: Pool) -> None:
             right += judged >= 0 and own[judged]
             wrong += judged >= 0 and not own[judged]
     assert right > 5 and wrong > 5
+
+
+def test_a_wrong_judgement_has_the_prototype_of_its_label(pool: Pool) -> None:
+    zeros = torch.zeros(len(pool), 32)
+    label = torch.arange(len(LABELS)).float()[:, None].expand(-1, 32)
+    loader = loader_of(pool, PoolConditions(zeros, zeros, zeros, label), mix={"clean": 1.0})
+    judged = {LABELS[int(n)] for step in range(10) for n in loader(step, 32, range(16)).f_D[:, 0]}
+    assert "clean" in judged and len(judged) > 3
+    loader = loader_of(pool, PoolConditions(zeros, zeros, zeros, label), mix={"snowy": 1.0})
+    assert {LABELS[int(n)] for n in loader(0, 32, range(16)).f_D[:, 0]} == {"snowy"}
 
 
 def stage2(pool: Pool, out: Path, steps: int, **changes: object) -> dict[str, torch.Tensor]:
