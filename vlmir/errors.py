@@ -9,6 +9,7 @@
     │   └── OptionError          an option unknown or out of range
     ├── BundleError              weights missing, corrupt, foreign or mismatched
     ├── UnavailableError         a stage, hub or service cannot be reached
+    │   └── ReleaseError         a service does not hold the weights asked for
     ├── OverloadedError          no room now; try again later
     ├── DeadlineError            the time budget ran out
     └── RestorationCancelled     the caller cancelled
@@ -26,6 +27,7 @@ __all__ = [
     "LimitError",
     "OptionError",
     "OverloadedError",
+    "ReleaseError",
     "RestorationCancelled",
     "UnavailableError",
     "VlmirError",
@@ -58,6 +60,10 @@ class BundleError(VlmirError):
 
 class UnavailableError(VlmirError):
     """A stage, model hub or service cannot be reached at present."""
+
+
+class ReleaseError(UnavailableError):
+    """A service does not hold the release of the weights that a call asks for, or not any more."""
 
 
 class OverloadedError(VlmirError):

@@ -120,6 +120,18 @@ class _Clock:
         self.milliseconds[stage] = round(spent, 3)
 
 
+class _Warnings(list[str]):
+    """What was not as asked or expected."""
+
+    degraded = False
+    """Whether a stage could not be reached."""
+
+    def missing(self, text: str) -> None:
+        """Add what a stage that cannot be reached has led to."""
+        self.append(text)
+        self.degraded = True
+
+
 class Restorer:
     """Restores pictures. Safe to share between threads: it keeps no state between calls."""
 
@@ -231,7 +243,7 @@ class Restorer:
         """
         options = options or RestoreOptions()
         plan = self._plan(options)
-        clock, warnings = _Clock(), list[str]()
+        clock, warnings = _Clock(), _Warnings()
         with clock("decode"):
             source = self._open(image)
         check_encodable(
@@ -277,7 +289,12 @@ class Restorer:
             milliseconds=clock.milliseconds,
             warnings=tuple(warnings),
         )
-        return Restoration(image=source.with_pixels(restored), report=report, options=options)
+        return Restoration(
+            image=source.with_pixels(restored),
+            report=report,
+            options=options,
+            degraded=warnings.degraded,
+        )
 
     def check(self, options: RestoreOptions) -> None:
         """Refuse options with which no picture could be restored, before any picture is read.
@@ -348,7 +365,7 @@ class Restorer:
         return decode(data, self.limits)
 
     def _caption(
-        self, source: Image, options: RestoreOptions, clock: _Clock, warnings: list[str]
+        self, source: Image, options: RestoreOptions, clock: _Clock, warnings: _Warnings
     ) -> str | None:
         """The caption that guides: the user's or the captioner's; None, with a warning where one was expected."""
         if not options.use_caption:
@@ -368,11 +385,11 @@ class Restorer:
             try:
                 return self._captioner.caption(source.pixels) or None
             except UnavailableError as error:
-                warnings.append(f"Restored without a caption: {error}")
+                warnings.missing(f"Restored without a caption: {error}")
                 return None
 
     def _look(
-        self, source: Image, caption: str | None, options: RestoreOptions, warnings: list[str]
+        self, source: Image, caption: str | None, options: RestoreOptions, warnings: _Warnings
     ) -> tuple[Conditions, dict[str, float], str]:
         """What steers the sampler, the probability of each label, and the label acted upon ("" for none)."""
         from vlmir.sampling import Conditions
@@ -385,7 +402,7 @@ class Restorer:
         except UnavailableError as error:
             if not self._unconditioned:
                 raise
-            warnings.append(f"Restored without caption and recognition of the damage: {error}")
+            warnings.missing(f"Restored without caption and recognition of the damage: {error}")
             return Conditions(None, None, None), {}, named or ""
         return Conditions(f_T, seen.f_I, f_D), seen.degradations, named or seen.degradation
 

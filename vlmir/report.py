@@ -91,6 +91,8 @@ class Restoration:
     """The restored picture; alpha, profile, EXIF and depth are the source's."""
     report: Report
     options: RestoreOptions
+    degraded: bool = False
+    """Whether a stage that could not be reached was done without: a later try may give a better picture."""
 
     def encode(self) -> bytes:
         """The picture as a file, in the format and quality of the options.

@@ -13,10 +13,11 @@ from services.captioner.model import CaptionerModel, loader
 from services.captioner.servicer import CaptionerServicer
 from services.common.batching import BatchCounts, observe_batches
 from services.common.health import watched
+from services.common.releases import Releases
 from services.common.server import Server, stop_on_signals
 from services.common.settings import ServerSettings, WeightsSettings
 from services.common.telemetry.metrics import Metrics
-from services.common.weights import weights
+from services.common.weights import observe_releases, weights
 from services.common.work import WorkQueue
 from vlmir.image import Limits
 from vlmir.v1 import captioner_pb2
@@ -37,8 +38,14 @@ class CaptionerSettings(WeightsSettings, ServerSettings):
 
 
 @asynccontextmanager
-async def running(settings: CaptionerSettings) -> AsyncIterator[str]:
+async def running(
+    settings: CaptionerSettings, stop: asyncio.Event | None = None
+) -> AsyncIterator[str]:
     """Load the weights and serve while the block runs, which gets the address; then drain.
+
+    Args:
+        settings: What is served, and where.
+        stop: Ends the wait for the weights.
 
     Raises:
         BundleError: The bundle is missing or broken, or has no captioner.
@@ -53,6 +60,7 @@ async def running(settings: CaptionerSettings) -> AsyncIterator[str]:
         load=load,
         warm_up=CaptionerModel.warm_up,
         free=CaptionerModel.close,
+        stop=stop,
     ) as releases:
         decoding = WorkQueue(workers=settings.workers, waiting=settings.queue)
         cache = CaptionCache(settings.captions)
@@ -68,7 +76,7 @@ async def running(settings: CaptionerSettings) -> AsyncIterator[str]:
             lambda server: add_CaptionerServiceServicer_to_server(servicer, server),
             settings=settings,
             limits=limits,
-            metrics=_metrics(servicer, cache, counts),
+            metrics=_metrics(servicer, releases, cache, counts),
         )
 
         async def check() -> None:
@@ -84,17 +92,23 @@ async def running(settings: CaptionerSettings) -> AsyncIterator[str]:
             await asyncio.to_thread(decoding.close)
 
 
-def _metrics(servicer: CaptionerServicer, cache: CaptionCache, counts: BatchCounts) -> Metrics:
+def _metrics(
+    servicer: CaptionerServicer,
+    releases: Releases[CaptionerModel],
+    cache: CaptionCache,
+    counts: BatchCounts,
+) -> Metrics:
     metrics = Metrics()
     metrics.observe("queue_depth", "Pictures admitted.", lambda: servicer.load.depth)
     observe_batches(metrics, counts, kind="image")
     metrics.observe("cache_hits_total", "Captions that were known.", lambda: cache.hits)
     metrics.observe("cache_misses_total", "Captions that were not known.", lambda: cache.misses)
+    observe_releases(metrics, releases)
     return metrics
 
 
 async def serve(settings: CaptionerSettings) -> None:
     """Serve until SIGTERM or SIGINT; errors are those of :func:`running`."""
     stop = stop_on_signals()
-    async with running(settings):
+    async with running(settings, stop):
         await stop.wait()

@@ -27,7 +27,8 @@ def connect(
     """A channel for coroutines; it connects when it is first used, and again whenever it has to.
 
     Args:
-        address: ``host:port``.
+        address: ``host:port``; or ``dns:///name:port`` or ``ipv4:host:port,host:port``, which may stand for several
+            servers. They are called in turn; one that is down is left out.
         settings: Of the channel.
         idempotent: What may safely be called twice: full names of services (``vlmir.v1.SamplerService``) or methods
             (``vlmir.v1.SamplerService/Info``). Where these are UNAVAILABLE they are tried again, within the deadline.
@@ -87,8 +88,9 @@ def _options(settings: ChannelSettings, idempotent: Sequence[str]) -> list[tuple
 
 
 def _service_config(idempotent: Sequence[str]) -> dict[str, Any]:
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if not idempotent:
-        return {}
+        return config
     parted = [name.partition("/") for name in idempotent]
     names = [{"service": service, "method": method} for service, _, method in parted]
     policy = {
@@ -98,4 +100,4 @@ def _service_config(idempotent: Sequence[str]) -> dict[str, Any]:
         "backoffMultiplier": 3,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}
+    return config | {"methodConfig": [{"name": names, "retryPolicy": policy}]}

@@ -2,7 +2,8 @@
 
 A status carries ``google.rpc`` details, so that a client can act on more than a sentence:
 ``ErrorInfo`` (domain ``vlmir``, reason = name of the exception), ``RequestInfo`` (the request id
-that stands in the log) and, for overload, ``RetryInfo`` (the delay before a new try).
+that stands in the log) and, for overload and what cannot be reached at present, ``RetryInfo`` (the
+delay before a new try).
 
 Ray Serve drops the metadata by which such details travel. A handler there puts :func:`to_details` into the status's
 text, from which the gateway makes the details again.
@@ -25,6 +26,7 @@ from vlmir.errors import (
     DeadlineError,
     InputError,
     OverloadedError,
+    ReleaseError,
     RestorationCancelled,
     UnavailableError,
     VlmirError,
@@ -41,6 +43,12 @@ __all__ = [
 ]
 
 DOMAIN = "vlmir"
+
+_BACK_S = 1.0
+"""Seconds after which it is sensible to try again what could not be reached."""
+
+# A caller takes 8 KiB of metadata with the status: the sentence goes there twice, one byte as up to three.
+_MOST_BYTES = 1000
 
 _MACHINE_PART = re.compile(r" \[vlmir:([A-Za-z0-9+/]*={0,2})\]")
 
@@ -73,7 +81,7 @@ def to_status(error: Exception, request_id: str) -> Status:
     """The rich status sent to the caller.
 
     An unexpected error is said to be one and no more: its words and traceback belong in the log,
-    which has the request id.
+    which has the request id. A sentence of more than 1000 bytes, such as one that quotes the caller, is cut.
     """
     code = status_code(error)
     internal = code is grpc.StatusCode.INTERNAL
@@ -83,11 +91,11 @@ def to_status(error: Exception, request_id: str) -> Status:
         ErrorInfo(reason=reason, domain=DOMAIN),
         RequestInfo(request_id=request_id),
     ]
-    if isinstance(error, OverloadedError):
+    if (delay_s := _retry_after_s(error)) is not None:
         retry = RetryInfo()
-        retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        retry.retry_delay.FromNanoseconds(round(delay_s * 1e9))
         details.append(retry)
-    status = Status(code=code.value[0], message=message if internal else str(error))
+    status = Status(code=code.value[0], message=_cut(message if internal else str(error)))
     for detail in details:
         packed = Any()
         packed.Pack(detail)
@@ -95,14 +103,34 @@ def to_status(error: Exception, request_id: str) -> Status:
     return status
 
 
+def _cut(sentence: str) -> str:
+    content = sentence.encode(errors="replace")
+    if len(content) <= _MOST_BYTES:
+        return content.decode()
+    return content[:_MOST_BYTES].decode(errors="ignore") + " …"
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """Seconds after which the same call may well succeed; None where it will not."""
+    match error:
+        case OverloadedError():
+            return error.retry_after_s
+        case ReleaseError():  # the caller must choose another release
+            return None
+        case UnavailableError():
+            return _BACK_S
+        case _:
+            return None
+
+
 def to_details(status: Status) -> str:
     """One line of text that carries a whole status: its sentence, then ``" [vlmir:BASE64]"`` for machines.
 
-    A sentence of more than 2000 characters is cut: Ray cuts the whole at 4096.
+    Ray cuts the whole at 4096 bytes, which the sentence of :func:`to_status` leaves room in.
     """
     rest = Status(code=status.code, details=status.details)
     machine = base64.b64encode(rest.SerializeToString()).decode()
-    return f"{status.message[:2000]} [vlmir:{machine}]"
+    return f"{status.message} [vlmir:{machine}]"
 
 
 def from_details(text: str) -> Status | None:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from services.common.registry import Registry, Version, open_for, release_name
 from services.common.releases import Releases
+from services.common.security import without_addresses
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.errors import BundleError, UnavailableError
 
@@ -72,12 +73,21 @@ class Cache:
             whole.mkdir()
             registry.fetch(version, self._part, whole)
             bundle = open_for(self._part, whole, sampler=version.digest)
+            _write_through(whole)
             try:
                 whole.rename(folder)
             except OSError:
                 if not folder.is_dir():  # another process was faster
                     raise
         return dataclasses.replace(bundle, folder=folder)
+
+    def has(self, key: str) -> bool:
+        """Whether a version is here, whole or not."""
+        return (self._folder / key).is_dir()
+
+    def discard(self, key: str) -> None:
+        """Forget a version, so that it is fetched anew."""
+        shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def remember(self, key: str) -> None:
         """Note that a version is being served now."""
@@ -124,6 +134,16 @@ class Cache:
         return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
+def _write_through(folder: Path) -> None:
+    """Put files onto the disk: after a power cut there must be no empty ones in a folder that is said to be whole."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _release_name(bundle: Bundle, key: str) -> str:
     return release_name(bundle.release, key.partition("-")[0])
 
@@ -158,6 +178,8 @@ class Follower(Generic[M]):
         self._trouble = ""
         # Release → key and files of what came from the registry and is held.
         self._held = dict[str, tuple[str, Bundle]]()
+        # Keys of versions that did not load from the cache and were fetched anew for it.
+        self._renewed = set[str]()
         # Whether nothing can stand in, now or later.
         self._in_vain = False
         self._stop = threading.Event()
@@ -222,6 +244,7 @@ class Follower(Generic[M]):
             return
         self._settled = ""
         release = release_name(version.name, version.number)
+        was_here = self._cache.has(version.key)
         try:
             key, bundle = self._held.get(release, ("", None))
             if bundle is None or key != version.key:
@@ -229,12 +252,30 @@ class Follower(Generic[M]):
             self._serve(release, version.key, bundle)
             self._releases.refused = ""
         except UnavailableError as error:
-            self._releases.refused = f"{release}: {error}"
+            self._releases.refused = f"{release}: {without_addresses(str(error))}"
             raise
         except Exception as error:  # a broken version may fail in any way
-            self._releases.refuse(release, str(error) or repr(error))
+            why = without_addresses(str(error) or repr(error))
+            if was_here:
+                self._renew(version.key, release, why)
+            self._releases.refuse(release, why)
             log.debug("refused because of", exc_info=True)
         self._settled = version.key
+
+    def _renew(self, key: str, release: str, why: str) -> None:
+        """Take a version that does not load out of the cache: its files may have been damaged there.
+
+        Raises:
+            UnavailableError: It is to be fetched again; not a second time for the same version.
+        """
+        if key in self._renewed:
+            return
+        self._renewed.add(key)
+        self._cache.discard(key)
+        self._releases.refused = f"{release}: {why}"
+        raise UnavailableError(
+            f"{release} does not load from the cache and is fetched anew: {why}."
+        )
 
     def _serve(self, release: str, key: str, bundle: Bundle) -> None:
         self._releases.serve(release, bundle)

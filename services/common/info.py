@@ -23,7 +23,7 @@ class Load(NamedTuple):
 
 
 def service_info(
-    releases: Releases[Any], *, device: str, limits: Limits, load: Load
+    releases: Releases[Any], *, device: str, limits: Limits, load: Load, release: str = ""
 ) -> image_pb2.ServiceInfo:
     """The answer to "who are you"; without a release while none is loaded.
 
@@ -32,6 +32,10 @@ def service_info(
         device: Where it computes; empty while nothing is loaded.
         limits: Of the pictures in requests.
         load: How busy it is.
+        release: Which of them is meant; empty for the current one.
+
+    Raises:
+        ReleaseError: It is not held.
     """
     info = image_pb2.ServiceInfo(
         device=device,
@@ -47,7 +51,7 @@ def service_info(
         releases=releases.names,
     )
     if info.releases:
-        with releases.lease() as held:
+        with releases.lease(release) as held:
             info.release = held.release
             info.digests.update(held.digests)
     return info

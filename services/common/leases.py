@@ -19,3 +19,5 @@ class Held(Generic[M]):
     """Name and version of the weights."""
     digests: dict[str, str]
     """Part → sha256."""
+    labels: tuple[str, ...]
+    """Degradation labels, in the order of the weights."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from services.common.releases import parts_needed
 from vlmir.bundle import Bundle, load_bundle
@@ -22,7 +23,7 @@ from vlmir.registry import DIGEST, MODELS, ONNX, RELEASE, SAMPLER, VERSIONS
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["MlflowRegistry", "Registry", "Version", "open_for", "release_name"]
+__all__ = ["MlflowRegistry", "Registry", "Version", "open_for", "parted", "release_name"]
 
 _QUICK = {
     # Who polls needs no other retries; by MLflow's default one question to a dead server takes four minutes.
@@ -93,7 +94,9 @@ class MlflowRegistry:
             raise OptionError(
                 f"Set MLFLOW_TRACKING_URI to the address of the MLflow server to follow {follow}."
             )
-        for name, value in _QUICK.items():
+        self._address, secrets = parted(self._address)
+        # MLflow then sends them all the same, and no message of anybody's can quote them.
+        for name, value in {**_QUICK, **secrets}.items():
             os.environ.setdefault(name, value)
 
     def champion(self) -> Version | None:
@@ -143,6 +146,24 @@ class MlflowRegistry:
             silent = isinstance(error, OSError) or isinstance(error.__context__, OSError)
             what = "does not answer" if silent else f"answers {str(error)!r}"
             raise UnavailableError(f"MLflow at {self._address} {what}.") from error
+
+
+def parted(address: str) -> tuple[str, dict[str, str]]:
+    """An address without user and password, and these as the variables from which MLflow takes them.
+
+    Args:
+        address: Such as ``https://anna:secret@host:5000``.
+    """
+    found = urlsplit(address)
+    user, at, host = found.netloc.rpartition("@")
+    if not at:
+        return address, {}
+    name, _, password = user.partition(":")
+    secrets = {
+        "MLFLOW_TRACKING_USERNAME": unquote(name),
+        "MLFLOW_TRACKING_PASSWORD": unquote(password),
+    }
+    return urlunsplit(found._replace(netloc=host)), secrets
 
 
 def _version(found: ModelVersion) -> Version:

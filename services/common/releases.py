@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from services.common.leases import Held
 from vlmir.bundle import Bundle
 from vlmir.config import Preset
-from vlmir.errors import UnavailableError
+from vlmir.errors import ReleaseError, UnavailableError
 
 __all__ = ["LINGER_S", "Releases", "nothing", "parts_needed"]
 
@@ -97,6 +97,8 @@ class Releases(Generic[M]):
         """Which newer release is not the one being served, and why; empty if none was refused."""
         self.wanted = ""
         """The release that was asked for last of those that are not held."""
+        self.promotions = 0
+        """How often another release became the current one in place of one before it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,7 +114,8 @@ class Releases(Generic[M]):
             release: Its name; empty for the current one.
 
         Raises:
-            UnavailableError: It is not held; the message names those that are.
+            ReleaseError: It is not held; the message names those that are.
+            UnavailableError: Nothing is loaded yet.
         """
         with self._lock:
             entry = self._find(release)
@@ -130,7 +133,9 @@ class Releases(Generic[M]):
         Raises:
             Exception: What ``load`` or ``warm_up`` raised; what is held has not changed.
         """
+        before = self.names[:1]
         self._add(release, bundle, place=0)
+        self.promotions += before not in ((), (release,))
         log.info("serving %s", release)
 
     def hold(self, release: str, bundle: Bundle) -> None:
@@ -186,7 +191,7 @@ class Releases(Generic[M]):
             raise UnavailableError("No weights are loaded here yet; try again in a few seconds.")
         self.wanted = release
         names = ", ".join(repr(e.held.release) for e in self._entries)
-        raise UnavailableError(
+        raise ReleaseError(
             f"Release {release!r} is not held here; leave it empty or ask for one of {names}."
         )
 
@@ -248,4 +253,9 @@ class Releases(Generic[M]):
 
 
 def _held(release: str, bundle: Bundle, model: M) -> Held[M]:
-    return Held(model=model, release=release, digests=dict(bundle.digests))
+    return Held(
+        model=model,
+        release=release,
+        digests=dict(bundle.digests),
+        labels=bundle.preset.labels,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from pathlib import Path
 
@@ -11,9 +12,24 @@ import grpc
 from services.common.settings import ChannelSettings, ServerSettings
 from vlmir.errors import OptionError, VlmirError
 
-__all__ = ["WatchedFiles", "channel_credentials", "server_credentials"]
+__all__ = ["WatchedFiles", "channel_credentials", "server_credentials", "without_addresses"]
 
 log = logging.getLogger("vlmir.security")
+
+
+_ADDRESS = re.compile(
+    r"""[a-z][a-z0-9+.-]*://[^\s'",;)]+        # a URL
+    | \b(?:\d{1,3}\.){3}\d{1,3}\b(?::\d+)?  # an IP address, of version 4
+    | \[[0-9a-f:]{2,}\](?::\d+)?             # and 6
+    | \b[\w.-]+:\d{2,5}\b                   # host:port
+    | (?<![\w/.])/[\w.-]+/[^\s'",;:)]*       # a path""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def without_addresses(text: str) -> str:
+    """A message for everybody: URLs, hosts and paths in it become ``…``."""
+    return _ADDRESS.sub("…", text)
 
 
 class WatchedFiles:

@@ -126,7 +126,8 @@ class Server:
     async def set_serving(self, serving: bool) -> None:
         """Report SERVING or NOT_SERVING; without effect once it is stopping."""
         status = health_pb2.HealthCheckResponse
-        for name in self._services:
+        # The empty name is the whole server, for which probes ask by default.
+        for name in ("", *self._services):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self) -> None:

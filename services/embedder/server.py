@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from services.common.batching import BatchCounts, observe_batches
 from services.common.health import watched
+from services.common.releases import Releases
 from services.common.server import Server, stop_on_signals
 from services.common.telemetry.metrics import Metrics
-from services.common.weights import weights
+from services.common.weights import observe_releases, weights
 from services.embedder.model import BackendChoice, EmbedderModel, loader
 from services.embedder.servicer import EmbedderServicer
 from services.embedder.settings import EmbedderSettings
@@ -27,8 +29,14 @@ SERVICE = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 
 
 @asynccontextmanager
-async def running(settings: EmbedderSettings) -> AsyncIterator[str]:
+async def running(
+    settings: EmbedderSettings, stop: asyncio.Event | None = None
+) -> AsyncIterator[str]:
     """Load the weights and serve while the block runs, which gets the address; then drain.
+
+    Args:
+        settings: What is served, and where.
+        stop: Ends the wait for the weights.
 
     Raises:
         BundleError: The bundle or its ONNX files are missing or broken.
@@ -45,6 +53,7 @@ async def running(settings: EmbedderSettings) -> AsyncIterator[str]:
             load=loader(_choice(settings, triton, counts)),
             warm_up=EmbedderModel.warm_up,
             free=EmbedderModel.close,
+            stop=stop,
         ) as releases,
     ):
         servicer = EmbedderServicer(releases, limits=limits, limit_s=settings.limit_s)
@@ -53,7 +62,7 @@ async def running(settings: EmbedderSettings) -> AsyncIterator[str]:
             lambda server: add_EmbedderServiceServicer_to_server(servicer, server),
             settings=settings,
             limits=limits,
-            metrics=_metrics(servicer, counts),
+            metrics=_metrics(servicer, releases, counts),
         )
 
         async def check() -> None:
@@ -69,7 +78,7 @@ async def running(settings: EmbedderSettings) -> AsyncIterator[str]:
 async def serve(settings: EmbedderSettings) -> None:
     """Serve until SIGTERM or SIGINT; errors are those of :func:`running`."""
     stop = stop_on_signals()
-    async with running(settings):
+    async with running(settings, stop):
         await stop.wait()
 
 
@@ -87,11 +96,16 @@ async def _connection(settings: EmbedderSettings) -> AsyncIterator[Triton | None
         await triton.close()
 
 
-def _metrics(servicer: EmbedderServicer, counts: tuple[BatchCounts, BatchCounts]) -> Metrics:
+def _metrics(
+    servicer: EmbedderServicer,
+    releases: Releases[EmbedderModel],
+    counts: tuple[BatchCounts, BatchCounts],
+) -> Metrics:
     metrics = Metrics()
     metrics.observe("queue_depth", "Requests admitted.", lambda: servicer.load.depth)
     for kind, count in zip(("image", "text"), counts, strict=True):
         observe_batches(metrics, count, kind=kind)
+    observe_releases(metrics, releases)
     return metrics
 
 

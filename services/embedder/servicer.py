@@ -74,15 +74,19 @@ class EmbedderServicer(EmbedderServiceServicer):
     async def Info(
         self, request: embedder_pb2.EmbedderServiceInfoRequest, context: Context
     ) -> embedder_pb2.EmbedderServiceInfoResponse:
-        """Say what is being served."""
-        if not self._releases.names:
+        """Say what is being served, or what a release that is held is like."""
+        if not (self._releases.names or request.release):
             idle = service_info(self._releases, device="", limits=self._limits, load=self.load)
             return embedder_pb2.EmbedderServiceInfoResponse(service=idle)
-        with self._releases.lease() as held:
+        with self._releases.lease(request.release) as held:
             model, views = held.model, held.model.views
             return embedder_pb2.EmbedderServiceInfoResponse(
                 service=service_info(
-                    self._releases, device=model.backend.name, limits=self._limits, load=self.load
+                    self._releases,
+                    device=model.backend.name,
+                    limits=self._limits,
+                    load=self.load,
+                    release=held.release,
                 ),
                 image_size=views.image_size,
                 embedding_dim=model.prototypes.shape[1],

@@ -15,13 +15,14 @@ from services.gateway.tokens import Tokens
 
 __all__ = ["TokenInterceptor"]
 
-_OPEN = "/grpc.health."
+# Not Watch: a call that lasts holds a place for as long as it likes.
+_OPEN = "/grpc.health.v1.Health/Check"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Asks every call for a token, except health checks, whose callers seldom can have one.
+    """Asks every call for a token, except single health checks, whose callers seldom can have one.
 
     Args:
         tokens: Those that let in.
@@ -38,7 +39,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The handler of the call, or one that refuses it."""
         method = handler_call_details.method
-        if method.startswith(_OPEN):
+        if method == _OPEN:
             return await continuation(handler_call_details)
         sent = [
             value

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -17,10 +18,40 @@ from services.common.calls import TIME_BUDGET, Context, request_id
 from services.common.channels import time_budget_ms
 from services.gateway.answers import answer
 from services.gateway.messages import Passed, reader
+from services.gateway.public import public
 
 __all__ = ["Proxy"]
 
+LONG = ("Restore", "RestoreStream")
+"""Methods that compute; the others only look something up and do not wait behind them."""
+
+_SHORT_AT_ONCE, _SHORT_WAITING = 16, 32
+# Together they fit among the calls that a server has to spare beside its work queue.
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Calls that wait for one another."""
+
+    admission: Admission
+    turn: asyncio.Semaphore
+
+    @asynccontextmanager
+    async def entered(self, deadline: float | None) -> AsyncIterator[None]:
+        """A turn, waited for until the deadline."""
+        with self.admission():
+            async with until(deadline):
+                await self.turn.acquire()
+            try:
+                yield
+            finally:
+                self.turn.release()
+
+
+def _lane(at_once: int, waiting: int) -> _Lane:
+    return _Lane(Admission(at_once + waiting), asyncio.Semaphore(at_once))
 
 
 class Proxy:
@@ -32,8 +63,8 @@ class Proxy:
     Args:
         service: Whose methods are passed on, unary and server-streaming ones.
         channel: To the upstream.
-        side_by_side: Calls passed on at once.
-        waiting: Calls that may wait; one more is refused.
+        side_by_side: Calls of long methods (:data:`LONG`) passed on at once.
+        waiting: Such calls that may wait; one more is refused. Short methods have turns of their own.
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
     """
 
@@ -47,8 +78,13 @@ class Proxy:
         limit_s: float,
     ) -> None:
         self._service, self._channel, self._limit_s = service, channel, limit_s
-        self.admission = Admission(side_by_side + waiting)
-        self._turn = asyncio.Semaphore(side_by_side)
+        self._long = _lane(side_by_side, waiting)
+        self._short = _lane(_SHORT_AT_ONCE, _SHORT_WAITING)
+
+    @property
+    def depth(self) -> int:
+        """Calls inside, the waiting ones included."""
+        return self._long.admission.depth + self._short.admission.depth
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the methods to a server."""
@@ -58,24 +94,25 @@ class Proxy:
 
     def _handler(self, method: MethodDescriptor) -> Handler:
         path = f"/{self._service.full_name}/{method.name}"
+        lane = self._long if method.name in LONG else self._short
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(path), reader(method))
-        return grpc.unary_unary_rpc_method_handler(self._unary(path), reader(method))
+            return grpc.unary_stream_rpc_method_handler(self._stream(path, lane), reader(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(path, lane), reader(method))
 
-    def _unary(self, path: str) -> Callable[[Passed, Context], Any]:
+    def _unary(self, path: str, lane: _Lane) -> Callable[[Passed, Context], Any]:
         call: Any = self._channel.unary_unary(path, request_serializer=_data)
 
         async def handle(request: Passed, context: Context) -> bytes:
-            async with self._upstream(context) as how:
+            async with self._upstream(context, lane) as how:
                 return cast(bytes, await call(request, **how))
 
         return handle
 
-    def _stream(self, path: str) -> Callable[[Passed, Context], Any]:
+    def _stream(self, path: str, lane: _Lane) -> Callable[[Passed, Context], Any]:
         call: Any = self._channel.unary_stream(path, request_serializer=_data)
 
         async def handle(request: Passed, context: Context) -> AsyncGenerator[bytes, None]:
-            async with self._upstream(context) as how:
+            async with self._upstream(context, lane) as how:
                 replies = call(request, **how)
                 try:
                     async for reply in replies:
@@ -86,26 +123,16 @@ class Proxy:
         return handle
 
     @asynccontextmanager
-    async def _upstream(self, context: Context) -> AsyncIterator[dict[str, Any]]:
+    async def _upstream(self, context: Context, lane: _Lane) -> AsyncIterator[dict[str, Any]]:
         """A turn, with the arguments of the call to the upstream; its failure becomes the caller's status."""
         deadline = self._deadline(context)
         try:
-            with self.admission():
-                async with self._turn_by(deadline):
-                    yield _granted(deadline)
+            async with lane.entered(deadline):
+                yield _granted(deadline)
         except grpc.aio.AioRpcError as error:
-            status = answer(error, request_id.get())
+            status = public(answer(error, request_id.get()), request_id.get())
             rich = rpc_status.to_status(status)
             await context.abort(rich.code, rich.details, rich.trailing_metadata)
-
-    @asynccontextmanager
-    async def _turn_by(self, deadline: float | None) -> AsyncIterator[None]:
-        async with until(deadline):
-            await self._turn.acquire()
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     def _deadline(self, context: Context) -> float | None:
         """The sooner of the caller's deadline and the gateway's limit, on `time.monotonic`."""

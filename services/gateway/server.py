@@ -73,7 +73,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[tuple[str, Server]
             limit_s=settings.limit_s,
         )
         metrics.observe(
-            "queue_depth", "Calls inside, the waiting ones included.", lambda: proxy.admission.depth
+            "queue_depth", "Calls inside, the waiting ones included.", lambda: proxy.depth
         )
         server = Server(
             [SERVICE.full_name],

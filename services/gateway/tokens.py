@@ -25,8 +25,15 @@ log = logging.getLogger("vlmir.gateway")
 _LINE = re.compile(r"([\w.@-]+):([0-9a-f]{64})")
 
 
+class _MissingError(OptionError):
+    """There is no such file."""
+
+
 class Tokens:
     """The tokens of a file, read anew when it changes; each line is ``NAME:SHA256``, or a comment after ``#``.
+
+    Once its last token or the whole file is taken away, nobody is let in; while it cannot be read or has a line that is
+    none, the old tokens hold.
 
     Args:
         path: The file.
@@ -38,6 +45,10 @@ class Tokens:
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, WatchedFiles(path)
         self._names = _read(path)
+        if not self._names:
+            raise OptionError(
+                f"{path} has no token; add a line from 'python -m services.gateway.tokens NAME'"
+            )
 
     def name(self, authorization: str | None) -> str:
         """Who sent this ``authorization`` header.
@@ -69,10 +80,14 @@ class Tokens:
         if self._file.changed():
             try:
                 self._names = _read(self._path)
+            except _MissingError:
+                self._names = {}
             except OptionError as error:
                 log.error("going on with the old tokens: %s", error)
-            else:
-                log.info("read %d tokens from %s", len(self._names), self._path)
+                return self._names
+            log.info("read %d tokens from %s", len(self._names), self._path)
+            if not self._names:
+                log.warning("%s has no token any more: nobody is let in", self._path)
         return self._names
 
 
@@ -86,7 +101,8 @@ def _read(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"the tokens in {path} cannot be read: {error}") from error
+        kind = _MissingError if isinstance(error, FileNotFoundError) else OptionError
+        raise kind(f"the tokens in {path} cannot be read: {error}") from error
     names = dict[str, str]()
     for number, line in enumerate(text.splitlines(), start=1):
         entry = line.partition("#")[0].strip()
@@ -97,10 +113,6 @@ def _read(path: Path) -> dict[str, str]:
                 f"line {number} of {path} is not NAME:SHA256; 'python -m services.gateway.tokens NAME' makes one"
             )
         names[match[2]] = match[1]
-    if not names:
-        raise OptionError(
-            f"{path} has no token; add a line from 'python -m services.gateway.tokens NAME'"
-        )
     return names
 
 

@@ -14,13 +14,10 @@ from services.launcher.processes import MARK
 from services.launcher.settings import LauncherSettings
 from vlmir.registry import CHAMPION, SAMPLER
 
-__all__ = ["FOLLOW", "MODELS", "PRESET", "SERVICES", "Plan", "make_plan"]
+__all__ = ["FOLLOW", "MODELS", "SERVICES", "Plan", "make_plan"]
 
 FOLLOW = f"models:/{SAMPLER}@{CHAMPION}"
 """What the services follow."""
-
-PRESET = "preset.json"
-"""File of the cluster's folder with the champion's architecture; the restorer is begun when it is there."""
 
 MODELS = "triton"
 """Link in the cluster's folder to the model repository of the champion's embedder; Triton is begun when it is there."""
@@ -67,7 +64,6 @@ def make_plan(folder: Path, settings: LauncherSettings, ports: dict[str, int]) -
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "VLMIR_FOLLOW": FOLLOW,
-        "VLMIR_PRESET": str(folder / PRESET),
         "VLMIR_CACHE": str(folder / "cache"),
         **{f"VLMIR_{name.upper()}": f"127.0.0.1:{ports[name]}" for name in SERVICES},
         **store,

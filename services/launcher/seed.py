@@ -1,8 +1,7 @@
-"""What a cluster needs of its registry before it can serve: a champion, its architecture, its models for Triton."""
+"""What a cluster needs of its registry before it can serve: a champion, and its models for Triton."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.registry import MlflowRegistry, Version
-from services.launcher.plan import FOLLOW, MODELS, PRESET
+from services.launcher.plan import FOLLOW, MODELS
 from services.launcher.settings import ROOT
 from services.launcher.waiting import tail
 from vlmir.errors import UnavailableError
-from vlmir.registry import CHAMPION, SAMPLER
+from vlmir.registry import CHAMPION
 
 __all__ = ["Seed"]
 
@@ -45,19 +44,6 @@ class Seed:
         if champion is None:
             raise UnavailableError(f"the registry has no champion; see {self._log}")
         return champion
-
-    def write_preset(self, champion: Version) -> None:
-        """Put the champion's architecture where the restorer waits for it."""
-        import mlflow  # it takes a second
-
-        mlflow.set_tracking_uri(self._address)  # to name it in the call is not enough here
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:
-            source = f"models:/{SAMPLER}/{champion.number}/bundle.json"
-            file = mlflow.artifacts.download_artifacts(source, dst_path=place)
-            preset = Path(place) / PRESET
-            about = json.loads(Path(file).read_text("utf-8"))
-            preset.write_text(json.dumps(about["preset"]), "utf-8")
-            preset.replace(self.folder / PRESET)
 
     def write_models(self, champion: Version, backend: str) -> None:
         """Put the champion's embedder where Triton waits for it.

@@ -1,6 +1,5 @@
 """A Ray of its own, and in it what a Serve config describes: ``python -m services.launcher.serve CONFIG``.
 
-The restorer begins when the file that VLMIR_PRESET names is there; Ray takes longer to start, and need not wait.
 ``serve run`` alone starts Ray with a dashboard of a third of a gigabyte, and an object store of a third of the memory.
 """
 
@@ -9,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from pathlib import Path
 
 import ray
 from ray.serve.scripts import cli
@@ -37,9 +34,6 @@ def main(config: str) -> None:
     )
     # Ray would abort on SIGTERM; `serve run` stops well on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    preset = Path(os.environ["VLMIR_PRESET"])
-    while not preset.exists():
-        time.sleep(0.2)
     cli(["run", config])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
-from services.launcher.plan import MODELS, PRESET, Plan, make_plan
+from services.launcher.plan import MODELS, Plan, make_plan
 from services.launcher.ports import choose_ports
 from services.launcher.seed import Seed
 from services.launcher.settings import ROOT, LauncherSettings
@@ -38,8 +38,7 @@ def launch(folder: Path, settings: LauncherSettings) -> tuple[State, subprocess.
         BundleError: The bundle is missing.
     """
     halt(folder)  # what a killed start may have left
-    for late in (PRESET, MODELS):  # parts wait for them
-        (folder / late).unlink(missing_ok=True)
+    (folder / MODELS).unlink(missing_ok=True)  # Triton waits for it
     ports = choose_ports(settings)
     plan = make_plan(folder, settings, ports)
     state = State(
@@ -118,6 +117,5 @@ def _seed(folder: Path, settings: LauncherSettings, plan: Plan) -> None:
     seed = Seed(folder=folder, environment=_environment(plan))
     champion = seed.champion(settings.bundle)
     print(f"  {'champion':<10} {champion.name}, version {champion.number}", flush=True)
-    seed.write_preset(champion)
     if "triton" in plan.parts:
         seed.write_models(champion, settings.triton_backend)

@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 
 from services.common.calls import Context, Sized, served
-from services.common.store import StoreSettings, open_store
+from services.common.store import StoreSettings, make_store
 from services.common.telemetry import tracing
 from services.common.telemetry.logs import configure_logging
 from services.common.telemetry.metrics import Metrics
@@ -39,13 +39,14 @@ _WATCH_S = 1.0
 class RestorerReplica:
     """One replica. Its methods are the rpcs of ``RestorerService`` and of gRPC's health service, as Ray calls them.
 
+    It starts without its store, too, and makes it ready once it answers.
+
     Args:
         settings: Of the replica.
 
     Raises:
-        BundleError: There is no such preset.
         OptionError: Settings of the store or certificates are wrong.
-        UnavailableError: The store does not answer.
+        UnavailableError: The store's package is not installed.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
@@ -59,7 +60,7 @@ class RestorerReplica:
             self._cluster,
             self._work,
             limit_s=settings.limit_s,
-            store=open_store(storing),
+            store=make_store(storing),
             link_s=storing.link_s,
         )
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from services.common.channels import connect_sync
-from services.restorer.remote import Run
+from services.restorer.remote import ReleaseGone, Run, Service
 from services.restorer.settings import ClusterSettings
 from services.restorer.stages import (
     AbsentCaptioner,
@@ -23,8 +23,7 @@ from services.restorer.stages import (
     RemoteSampler,
     SamplerTraits,
 )
-from vlmir.config import load_preset
-from vlmir.errors import UnavailableError
+from vlmir.errors import UnavailableError, VlmirError
 from vlmir.image import Limits
 from vlmir.pipeline import Captioner, Embedder, Restorer
 from vlmir.v1 import captioner_pb2, embedder_pb2, image_pb2, sampler_pb2
@@ -42,6 +41,9 @@ _INFO_S = 2.0
 _PATIENCE_S = 30.0
 """For so long what a service said last is believed while it is too busy to say it again."""
 _REMEMBERED = 16
+_NONE_IN_COMMON = (
+    "The services have no release of the weights in common at present; try again in a few seconds."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,15 @@ class Choice:
     release: str
     """Name and version of the weights."""
     digests: dict[str, str]
-    """Part → sha256; empty where no service told."""
+    """Part → sha256."""
     captioner: int | str | None
     """Side of the square it looks at, or why it cannot be asked, or None: these weights have none."""
     embedder: EmbedderTraits | str
     """What it looks at, or why it cannot be asked."""
-    sampler: sampler_pb2.SamplerServiceInfoResponse
-    """What it said of itself."""
+    sampler: SamplerTraits
+    """What it takes."""
+    device: str
+    """Where the sampler computes."""
 
 
 class Infos(NamedTuple):
@@ -66,6 +70,16 @@ class Infos(NamedTuple):
     captioner: captioner_pb2.CaptionerServiceInfoResponse | None
     embedder: embedder_pb2.EmbedderServiceInfoResponse | None
     sampler: sampler_pb2.SamplerServiceInfoResponse | None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Degradation labels, as far as one that answers tells."""
+        told: Sequence[str] = ()
+        if self.sampler is not None:
+            told = self.sampler.labels
+        elif self.embedder is not None:
+            told = self.embedder.labels
+        return told
 
     @property
     def services(self) -> list[image_pb2.ServiceInfo]:
@@ -121,7 +135,6 @@ class Cluster:
         settings: Addresses and limits.
 
     Raises:
-        BundleError: There is no such preset.
         OptionError: The certificates are unfit.
     """
 
@@ -131,8 +144,6 @@ class Cluster:
         import vlmir.vlm.embedder  # noqa: F401
 
         self._settings = settings
-        self._preset = load_preset(settings.preset)
-        self._traits = SamplerTraits.of(self._preset)
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         """What pictures are accepted."""
         addresses = (settings.captioner, settings.embedder, settings.sampler)
@@ -149,12 +160,7 @@ class Cluster:
         self._infos: Infos | None = None
         self._asked = 0.0
         self._embedders: dict[str, EmbedderTraits] = {}
-        self._digests: dict[str, dict[str, str]] = {}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Degradation labels of the architecture."""
-        return self._preset.labels
+        self._samplers: dict[str, sampler_pb2.SamplerServiceInfoResponse] = {}
 
     def close(self) -> None:
         """End all connections; calls under way fail."""
@@ -196,20 +202,16 @@ class Cluster:
             captioner.service.releases if captioner else None,
         )
         if release is None:
-            raise UnavailableError(
-                "The services have no release of the weights in common at present; try again in a few seconds."
-            )
-        return Choice(
-            release=release,
-            digests=self._digests.get(release, {}),
-            captioner=self._captioner_for(release, infos),
-            embedder=self._embedder_for(release, embedder) if embedder else _down("embedder"),
-            sampler=sampler,
-        )
+            raise UnavailableError(_NONE_IN_COMMON)
+        try:
+            return self._choice(release, infos)
+        except ReleaseGone as error:  # given up since the services were asked
+            if fresh:
+                raise UnavailableError(_NONE_IN_COMMON) from error
+        return self.choose(fresh=True)
 
     def restorer(self, choice: Choice, run: Run, *, previews: bool = False) -> Restorer:
         """The pipeline for one request."""
-        service = choice.sampler.service
         return Restorer(
             captioner=self._captioner_stage(choice, run),
             embedder=self._embedder_stage(choice, run),
@@ -217,18 +219,29 @@ class Cluster:
                 self._sampler,
                 run,
                 release=choice.release,
-                traits=self._traits,
-                solvers=tuple(choice.sampler.solvers),
-                max_bytes=service.limits.max_message_bytes,
+                traits=choice.sampler,
                 previews=previews,
             ),
             release=choice.release,
             digests=choice.digests,
-            solver=self._traits.solver,
-            steps=self._traits.steps,
-            device=service.device,
+            solver=choice.sampler.solver,
+            steps=choice.sampler.steps,
+            device=choice.device,
             limits=self.limits,
             unconditioned=self._settings.allow_unconditioned,
+        )
+
+    def _choice(self, release: str, infos: Infos) -> Choice:
+        with self._asking:  # one request asks for all
+            sampler = self._sampler_for(release)
+            embedder = self._embedder_for(release) if infos.embedder else _down("embedder")
+        return Choice(
+            release=release,
+            digests=dict(sampler.service.digests),
+            captioner=self._captioner_for(release, infos, needed=bool(sampler.captioner_release)),
+            embedder=embedder,
+            sampler=SamplerTraits.of(sampler),
+            device=sampler.service.device,
         )
 
     def _captioner_stage(self, choice: Choice, run: Run) -> Captioner | None:
@@ -246,7 +259,7 @@ class Cluster:
 
     def _embedder_stage(self, choice: Choice, run: Run) -> Embedder:
         if isinstance(choice.embedder, str):
-            return AbsentEmbedder(self.labels, choice.embedder)
+            return AbsentEmbedder(choice.sampler.labels, choice.embedder)
         return RemoteEmbedder(self._embedder, run, release=choice.release, traits=choice.embedder)
 
     def _ask(self) -> Infos:
@@ -255,30 +268,54 @@ class Cluster:
         calls = [(one, one.ask()) for one in asked]
         heard = [one.hear(call) for one, call in calls]
         infos = Infos(*[None] * (3 - len(heard)), *heard)
-        for service in infos.services:
-            _remember(self._digests, service.release, dict(service.digests))
+        if infos.sampler is not None:
+            _remember(self._samplers, infos.sampler.service.release, infos.sampler)
         if infos.embedder is not None:
             release = infos.embedder.service.release
             if release not in self._embedders:
                 _remember(self._embedders, release, EmbedderTraits.of(infos.embedder))
         return infos
 
-    def _embedder_for(
-        self, release: str, info: embedder_pb2.EmbedderServiceInfoResponse
-    ) -> EmbedderTraits:
-        known = self._embedders.get(release)
-        if known is None:  # it was current before this process began
-            log.warning("taking the embedder of %s for that of %s", info.service.release, release)
-        return known or self._embedders[info.service.release]
+    def _sampler_for(self, release: str) -> sampler_pb2.SamplerServiceInfoResponse:
+        if release not in self._samplers:
+            request = sampler_pb2.SamplerServiceInfoRequest(release=release)
+            _remember(self._samplers, release, _described("sampler", self._sampler, request))
+        return self._samplers[release]
 
-    def _captioner_for(self, release: str, infos: Infos) -> int | str | None:
+    def _embedder_for(self, release: str) -> EmbedderTraits | str:
+        """Its traits, or why it cannot be asked where it may be left out."""
+        if release not in self._embedders:
+            request = embedder_pb2.EmbedderServiceInfoRequest(release=release)
+            try:
+                info = _described("embedder", self._embedder, request)
+            except UnavailableError as error:
+                if not self._settings.allow_unconditioned:
+                    raise
+                return str(error)
+            _remember(self._embedders, release, EmbedderTraits.of(info))
+        return self._embedders[release]
+
+    def _captioner_for(self, release: str, infos: Infos, *, needed: bool) -> int | str | None:
         if infos.captioner is None:
-            sampler = infos.sampler
-            none = sampler is not None and not sampler.captioner_release
-            return None if none or self._captioner is None else _down("captioner")
+            return _down("captioner") if needed and self._captioner is not None else None
         if release not in infos.captioner.service.releases:
             return f"The captioner does not hold release {release!r}."
         return infos.captioner.image_size
+
+
+def _described(name: str, stub: Any, request: Any) -> Any:
+    """What a service says of a release that is not its current one.
+
+    Raises:
+        ReleaseGone: It does not hold it any more.
+        UnavailableError: It does not answer.
+    """
+    try:
+        return Service(name, Run(None)).ask(stub.Info, request, most_s=_INFO_S)
+    except ReleaseGone:
+        raise
+    except VlmirError as error:
+        raise UnavailableError(_down(name)) from error
 
 
 def _down(service: str) -> str:

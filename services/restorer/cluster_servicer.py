@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
+from functools import partial
+from typing import cast
 
+from services.common.batching import until
 from services.common.deadlines import deadline_of
 from services.common.server import max_message_bytes
 from services.common.store import Store
@@ -14,14 +19,25 @@ from services.common.work import WorkQueue
 from services.restorer.cluster import Choice, Cluster
 from services.restorer.kept import KeptResults, Order
 from services.restorer.remote import ReleaseGone, Run
-from services.restorer.results import Results, deliver
+from services.restorer.results import Part, Results, deliver
 from services.restorer.servicer import Context, PictureServicer, Reply, Request
+from services.restorer.storing import Storing
 from vlmir import __version__
-from vlmir.errors import UnavailableError
+from vlmir.errors import DeadlineError, UnavailableError
 from vlmir.options import RestoreOptions
+from vlmir.pipeline import Progress, Restoration
 from vlmir.v1 import image_pb2, restorer_pb2
 
 __all__ = ["ClusterServicer"]
+
+log = logging.getLogger("vlmir.cluster")
+
+_LINK_S = 30.0
+"""For so long a result that is asked for by link waits for the store; then it comes in the reply."""
+_SPARE_S = 0.5
+"""Of the time that is left, what is kept for the way back."""
+_FIND_S = 30.0
+"""What it may take to find an earlier result."""
 
 
 class ClusterServicer(PictureServicer):
@@ -31,7 +47,8 @@ class ClusterServicer(PictureServicer):
         cluster: What restores.
         work: Its threads, one for each picture.
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
-        store: Where pictures are read from and results kept; None: they travel in messages only.
+        store: Where pictures are read from and results kept, not necessarily prepared; None: they travel in messages
+            only.
         link_s: Seconds for which links to the store hold.
     """
 
@@ -46,18 +63,27 @@ class ClusterServicer(PictureServicer):
     ) -> None:
         super().__init__(limits=cluster.limits, store=store, link_s=link_s)
         self._cluster, self._work, self._limit_s = cluster, work, limit_s
-        self._results = Results(KeptResults(store) if store else None)
+        self._storing = Storing(store)
+        self._results = Results(KeptResults(store) if store else None, self._storing)
+
+    async def CreateUpload(
+        self, request: restorer_pb2.CreateUploadRequest, context: Context
+    ) -> restorer_pb2.CreateUploadResponse:
+        """Give a link to upload a picture by, to a store that is ready for it."""
+        await self._storing.run(lambda: None, deadline=_deadline(context, _FIND_S))
+        return await super().CreateUpload(request, context)
 
     async def GetResult(
         self, request: restorer_pb2.GetResultRequest, context: Context
     ) -> restorer_pb2.GetResultResponse:
         """Give the result of an earlier request."""
         delivery = self._delivery(request)
-        result = await self._results.get(request.request_id)
+        deadline = _deadline(context, _FIND_S)
+        result = await self._results.get(request.request_id, deadline=deadline)
         if result is None:
             return restorer_pb2.GetResultResponse(running=True)
         return restorer_pb2.GetResultResponse(
-            result=await asyncio.to_thread(deliver, result, delivery)
+            result=await self._deliver(result, delivery, deadline)
         )
 
     async def Info(
@@ -81,19 +107,23 @@ class ClusterServicer(PictureServicer):
         if (choice := await self._choice()) is not None:
             service.release = choice.release
             service.digests.update(choice.digests)
-            service.device = choice.sampler.service.device
+            service.device = choice.device
             solvers = list(choice.sampler.solvers)
         return restorer_pb2.RestorerServiceInfoResponse(
             service=service,
-            labels=self._cluster.labels,
+            labels=infos.labels,
             solvers=solvers,
             takes_uploads=self._store is not None and self._store.remote,
             keeps_results=self._store is not None,
         )
 
     async def is_ready(self) -> bool:
-        """Whether a picture could be restored now."""
-        return await self._choice() is not None
+        """Whether a picture could be restored now; raises nothing, since what it raised would be told to anybody."""
+        try:
+            return await self._choice() is not None
+        except Exception:
+            log.exception("cannot tell whether pictures can be restored")
+            return False
 
     async def _choice(self) -> Choice | None:
         try:
@@ -101,26 +131,37 @@ class ClusterServicer(PictureServicer):
         except UnavailableError:
             return None
 
+    async def _file(self, source: image_pb2.ImageSource, deadline: float | None) -> bytes:
+        """The picture's file."""
+        fetch = partial(image_bytes, source, self._store, max_bytes=self._limits.max_bytes)
+        if source.WhichOneof("source") != "uri":
+            return fetch()
+        return await self._storing.run(fetch, deadline=deadline)
+
     async def _replies(
         self, request: Request, context: Context, *, previews: bool
     ) -> AsyncGenerator[Reply, None]:
         deadline = deadline_of(request, context, limit_s=self._limit_s)
         options, delivery = restore_options(request.options), self._delivery(request)
-        data = await asyncio.to_thread(
-            image_bytes, request.image, self._store, max_bytes=self._limits.max_bytes
-        )
+        data = await self._file(request.image, deadline)
         order = await asyncio.to_thread(Order.of, request.request_id, data, options)
         for again in (False, True):
-            choice = await asyncio.to_thread(self._cluster.choose, fresh=again)
+            async with until(deadline):
+                choice = await asyncio.to_thread(self._cluster.choose, fresh=again)
 
-            def start(choice: Choice = choice) -> AsyncGenerator[Reply, None]:
+            def start(choice: Choice = choice) -> AsyncGenerator[Part, None]:
                 return self._restore(choice, data, options, previews=previews, deadline=deadline)
 
-            replies = self._results.replies(order, choice.release, start, deadline=deadline)
+            replies = self._results.replies(
+                order, choice.release, start, deadline=deadline, previews=previews
+            )
             try:
                 async with aclosing(replies):
                     async for reply in replies:
-                        yield await _delivered(reply, delivery)
+                        if reply.HasField("result"):
+                            result = await self._deliver(reply.result, delivery, deadline)
+                            reply = Reply(result=result)
+                        yield reply
                 return
             except ReleaseGone as error:
                 if again:
@@ -136,23 +177,54 @@ class ClusterServicer(PictureServicer):
         *,
         previews: bool,
         deadline: float | None,
-    ) -> AsyncGenerator[Reply, None]:
+    ) -> AsyncGenerator[Part, None]:
         """Restore a picture in a thread; closing the generator ends the call that this thread waits for."""
         run = Run(deadline)
         restorer = self._cluster.restorer(choice, run, previews=previews)
 
+        made: list[Restoration] = []
+
+        def stream() -> Generator[Progress, None, Restoration]:
+            made.append((yield from restorer.stream(data, options, previews=previews)))
+            return made[0]
+
         def steps() -> Generator[Reply, None, None]:
-            return restore_replies(restorer.stream(data, options, previews=previews))
+            return restore_replies(stream())
 
         try:
             async with aclosing(self._work.run(steps, deadline=deadline)) as replies:
                 async for reply in replies:
-                    yield reply
+                    is_result = reply.HasField("result")
+                    yield Part(reply, degraded=is_result and made[0].degraded)
         finally:
             run.cancel()
 
-
-async def _delivered(reply: Reply, delivery: Delivery | None) -> Reply:
-    if reply.WhichOneof("event") != "result":
+    async def _deliver(
+        self, result: restorer_pb2.RestoreResult, delivery: Delivery | None, deadline: float | None
+    ) -> restorer_pb2.RestoreResult:
+        """The result as its caller wants it; what is computed is not lost because the store hangs."""
+        image = result.image
+        has_data = image.WhichOneof("content") == "data"
+        if delivery is None or (has_data and not delivery.by_link(len(image.data))):
+            return deliver(result, None)
+        if has_data:
+            most = time.monotonic() + _LINK_S
+            deadline = most if deadline is None else min(most, deadline - _SPARE_S)
+        try:
+            return await self._storing.run(partial(deliver, result, delivery), deadline=deadline)
+        except (DeadlineError, UnavailableError) as error:
+            if not has_data:
+                raise
+            why = "the store is too slow" if isinstance(error, DeadlineError) else str(error)
+        reply = deliver(result, None)
+        reply.report.warnings.append(
+            f"The result came in the reply, not by link: {why.rstrip('.')}."
+        )
         return reply
-    return Reply(result=await asyncio.to_thread(deliver, reply.result, delivery))
+
+
+def _deadline(context: Context, most_s: float) -> float:
+    """When to give up a call that computes nothing."""
+    # None without a deadline, whatever the type stubs say.
+    remaining = cast(float | None, context.time_remaining())
+    return time.monotonic() + (most_s if remaining is None else min(most_s, remaining))

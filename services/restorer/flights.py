@@ -28,18 +28,27 @@ class _Flight(Generic[T]):
 
     def __init__(self, items: AsyncGenerator[T, None], forget: Callable[[], None]) -> None:
         self._inboxes = set[asyncio.Queue[T | _End]]()
+        self._latest: T | _End = _END
         self._forget = forget
         self._task = asyncio.create_task(self._fly(items))
         self._task.add_done_callback(self._land)
 
     async def listen(self, deadline: float | None) -> AsyncGenerator[T, None]:
-        """What it yields from now on, then its error if it fails; when the last listener goes, it is cancelled."""
+        """What it yielded last, what it yields from now on, then its error if it fails.
+
+        When the last listener goes, it is cancelled.
+        """
         inbox = asyncio.Queue[T | _End]()
         self._inboxes.add(inbox)
+        # Who joins after the last item must have it, too.
+        if not isinstance(self._latest, _End):
+            inbox.put_nowait(self._latest)
+        if self._task.done():
+            self._forget()  # already, lest who begins anew finds it again
+            inbox.put_nowait(_END)
         try:
             while True:
-                async with until(deadline):
-                    item = await inbox.get()
+                item = await _next(inbox, deadline)
                 if isinstance(item, _End):
                     self._task.result()
                     return
@@ -53,6 +62,7 @@ class _Flight(Generic[T]):
     async def _fly(self, items: AsyncGenerator[T, None]) -> None:
         async with aclosing(items):
             async for item in items:
+                self._latest = item
                 for inbox in self._inboxes:
                     inbox.put_nowait(item)
 
@@ -62,6 +72,14 @@ class _Flight(Generic[T]):
             task.exception()  # looked at, even where nobody listens any more
         for inbox in self._inboxes:
             inbox.put_nowait(_END)
+
+
+async def _next(inbox: asyncio.Queue[T | _End], deadline: float | None) -> T | _End:
+    """What is there already is taken even when the time is over."""
+    if not inbox.empty():
+        return inbox.get_nowait()
+    async with until(deadline):
+        return await inbox.get()
 
 
 class Flights(Generic[T]):
@@ -77,7 +95,7 @@ class Flights(Generic[T]):
         *,
         deadline: float | None,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the computation of ``key`` yields, from now on.
+        """Yield what the computation of ``key`` yielded last, if anything, and what it yields from now on.
 
         It goes on until the last who listens has gone. If it ends because the time of whoever began it is over, it
         begins anew for those who have more.

@@ -1,7 +1,8 @@
 """Results in the store, by what was asked for and by request: known to all replicas, and after a crash.
 
 Beside the pictures, which are named by their content, lie small JSON objects under names of ours: the record of a
-result, the pointer from a request's id to it, and the claim of whoever computes it. They expire as results do.
+result, the pointer from a request's id to it, and the claim of whoever computes it. They expire as results do. Servers
+of other versions write them too: what this one cannot read is taken for absent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from google.protobuf.json_format import MessageToJson, Parse
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from services.common.store import RESULTS, Store
 from services.common.store.uri import Location
@@ -21,7 +22,7 @@ from vlmir.errors import InputError
 from vlmir.options import RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2
 
-__all__ = ["CLAIM_S", "KeptResults", "Order", "Pointer"]
+__all__ = ["CLAIM_S", "KeptResults", "Order", "Pointer", "own_key", "put_picture"]
 
 CLAIM_S = 5.0
 """For so long a claim holds that is not renewed: the time until another takes over from one that died."""
@@ -54,6 +55,11 @@ class Order:
         """Names the result that a release gives."""
         return _digest(f"{self.fingerprint} {release}")
 
+    @property
+    def own_key(self) -> str:
+        """Names a result that is this request's only."""
+        return own_key(self.request_id, self.fingerprint)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pointer:
@@ -65,6 +71,11 @@ class Pointer:
     """Of the result."""
     made: float
     """When, by the clock."""
+
+    @classmethod
+    def to(cls, order: Order, key: str) -> Pointer:
+        """From an order to its result, made now."""
+        return cls(fingerprint=order.fingerprint, key=key, made=time.time())
 
     @property
     def is_new(self) -> bool:
@@ -88,7 +99,10 @@ class KeptResults:
         text = self._read("keys", key)
         if text is None:
             return None
-        result = Parse(text, restorer_pb2.RestoreResult())
+        try:
+            result = Parse(text, restorer_pb2.RestoreResult(), ignore_unknown_fields=True)
+        except (ParseError, UnicodeDecodeError):
+            return None
         try:
             self._store.stat(result.image.store_uri)
         except InputError:  # it has expired before its record
@@ -107,22 +121,21 @@ class KeptResults:
 
     def pointer(self, request_id: str) -> Pointer | None:
         """What an id stands for; None: nothing yet."""
-        values = self._read_json("requests", _digest(request_id))
-        return None if values is None else Pointer(**values)
+        match self._read_json("requests", _digest(request_id)):
+            case {"fingerprint": str(fingerprint), "key": str(key), "made": float(made)}:
+                return Pointer(fingerprint=fingerprint, key=key, made=made)
+        return None
 
-    def point(self, order: Order, key: str) -> None:
+    def point(self, request_id: str, pointer: Pointer) -> None:
         """Let a request's id stand for a result, which may not be there yet."""
-        pointer = Pointer(fingerprint=order.fingerprint, key=key, made=time.time())
-        self._write("requests", _digest(order.request_id), json.dumps(asdict(pointer)))
+        self._write("requests", _digest(request_id), json.dumps(asdict(pointer)))
 
     def is_claimed(self, key: str) -> bool:
         """Whether somebody else is computing a result, as far as is known."""
-        values = self._read_json("claims", key)
-        return (
-            values is not None
-            and values["owner"] != self._owner
-            and time.time() < values["expires"]
-        )
+        match self._read_json("claims", key):
+            case {"owner": str(owner), "expires": float(expires)}:
+                return owner != self._owner and time.time() < expires
+        return False
 
     def claim(self, key: str) -> None:
         """Tell others, for a while, that the result is being computed here."""
@@ -131,27 +144,35 @@ class KeptResults:
 
     def unclaim(self, key: str) -> None:
         """Tell others that it is not computed here any more."""
-        self._store.delete(str(self._location("claims", key)))
+        self._store.delete(self._uri("claims", key))
 
-    def _location(self, kind: str, name: str) -> Location:
-        return Location(self._store.bucket, f"{RESULTS}/{kind}/{name}.json")
+    def _uri(self, kind: str, name: str) -> str:
+        return str(Location(self._store.bucket, _key(kind, name)))
 
     def _read(self, kind: str, name: str) -> bytes | None:
         try:
-            return self._store.get(str(self._location(kind, name)), _MOST_BYTES)
+            return self._store.get(self._uri(kind, name), _MOST_BYTES)
         except InputError:
             return None
 
-    def _read_json(self, kind: str, name: str) -> dict[str, Any] | None:
+    def _read_json(self, kind: str, name: str) -> Any:
         text = self._read(kind, name)
-        values: dict[str, Any] | None = None if text is None else json.loads(text)
-        return values
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError:
+            return None
 
     def _write(self, kind: str, name: str, text: str) -> None:
-        # `Store.put` names objects by their content; these must be found by what they are about.
-        data = text.encode()
-        sha256 = hashlib.sha256(data).hexdigest()
-        self._store._write(self._location(kind, name), data, "application/json", sha256)
+        self._store.put_named(_key(kind, name), text.encode(), "application/json")
+
+
+def own_key(request_id: str, fingerprint: str) -> str:
+    """Names a result that is one request's only."""
+    return _digest(f"{fingerprint} request {request_id}")
+
+
+def _key(kind: str, name: str) -> str:
+    return f"{RESULTS}/{kind}/{name}.json"
 
 
 def put_picture(image: image_pb2.EncodedImage, store: Store) -> None:

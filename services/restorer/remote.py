@@ -12,13 +12,18 @@ import grpc
 from grpc_status import rpc_status
 
 from vlmir.client.failures import translated
-from vlmir.errors import DeadlineError, RestorationCancelled, UnavailableError, VlmirError
+from vlmir.errors import (
+    DeadlineError,
+    ReleaseError,
+    RestorationCancelled,
+    UnavailableError,
+    VlmirError,
+)
 
 __all__ = ["ReleaseGone", "Run", "Service"]
 
 _LATE = "the time ran out; grant more of it, ask for fewer steps, or raise the server's limit"
 _CANCELLED = "the restoration was cancelled"
-_NOT_HELD = "is not held here"
 # What gRPC itself says of a call whose server ended under it, or was never there.
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -167,7 +172,7 @@ class Service:
             if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return DeadlineError(_LATE)
         known = translated(cast(grpc.RpcError, error), f"the {self._name}")
-        if isinstance(known, UnavailableError) and _NOT_HELD in str(known):
+        if isinstance(known, ReleaseError):
             return ReleaseGone(str(known))
         return known
 

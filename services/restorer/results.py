@@ -6,27 +6,43 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from services.common.batching import until
 from services.common.wire import Delivery
 from services.restorer.flights import Flights
-from services.restorer.kept import CLAIM_S, KeptResults, Order, put_picture
-from vlmir.errors import InputError, UnavailableError
+from services.restorer.kept import CLAIM_S, KeptResults, Order, Pointer, own_key, put_picture
+from services.restorer.storing import Storing
+from vlmir.errors import DeadlineError, InputError, UnavailableError
 from vlmir.v1 import restorer_pb2
 
-__all__ = ["Results", "deliver"]
+__all__ = ["Part", "Results", "deliver"]
 
 log = logging.getLogger("vlmir.results")
 
 T = TypeVar("T")
 Reply: TypeAlias = restorer_pb2.RestoreStreamResponse
+Result: TypeAlias = restorer_pb2.RestoreResult
 
 _LOOK_S = 0.25
 """Seconds between two looks whether another replica is ready."""
 _PAUSE_S = 5.0
 """For so long a store that failed is not asked again: requests must not wait for it one after the other."""
+_ASK_S = 2.0
+"""For so long a request waits for a small object of the store; then the store has failed."""
+_KEEP_S = 60.0
+"""What a picture may take to be stored; nobody waits for it."""
+
+
+class Part(NamedTuple):
+    """One of the replies that are computed for a request."""
+
+    reply: Reply
+    degraded: bool = False
+    """Whether it is a result that was made without a stage that will be back: for others it is computed anew."""
 
 
 class Results:
@@ -34,11 +50,16 @@ class Results:
 
     Args:
         kept: Results in the store; None: only requests under way in this process are known.
+        storing: Calls the store; None: in threads made for it.
     """
 
-    def __init__(self, kept: KeptResults | None) -> None:
+    def __init__(self, kept: KeptResults | None, storing: Storing | None = None) -> None:
         self._kept = kept
-        self._flights = Flights[Reply]()
+        self._storing = storing or Storing()
+        self._flights = Flights[Part]()
+        # What is on its way to the store.
+        self._held: dict[str, Result] = {}
+        self._pointers: dict[str, Pointer] = {}
         self._named: dict[str, str] = {}
         self._waiting = Counter[str]()
         self._tasks = set[asyncio.Task[None]]()
@@ -48,19 +69,22 @@ class Results:
         self,
         order: Order,
         release: str,
-        start: Callable[[], AsyncGenerator[Reply, None]],
+        start: Callable[[], AsyncGenerator[Part, None]],
         *,
         deadline: float | None,
+        previews: bool = False,
     ) -> AsyncGenerator[Reply, None]:
         """The replies to a request: those of ``start``, or of whoever began or finished the same.
 
-        A result has its picture's bytes, or says in ``image.store_uri`` where they lie, or both.
+        A result has its picture's bytes, or says in ``image.store_uri`` where they lie. It is handed out before it is
+        stored.
 
         Args:
             order: What is asked for.
             release: The weights that are to answer, if nobody has begun yet.
             start: Computes it.
             deadline: Reading of ``time.monotonic`` after which to wait no longer, or None.
+            previews: Whether ``start`` sends previews; it is not joined by who wants none, nor the other way round.
 
         Raises:
             InputError: The request's id stands for another order.
@@ -69,20 +93,32 @@ class Results:
         """
         key = order.key(release)
         with self._naming(order):
-            earlier = await self._earlier(order, key)
+            async with until(deadline):
+                earlier = await self._earlier(order, key) or self._held.get(key)
             if earlier is not None:
                 yield Reply(result=earlier)
                 return
-            replies = self._flights.join(key, lambda: self._compute(key, start), deadline=deadline)
-            async with aclosing(replies):
-                async for reply in replies:
-                    yield reply
+            flight = f"{key} with previews" if previews else key
+            parts = self._flights.join(flight, lambda: self._compute(key, start), deadline=deadline)
+            async with aclosing(parts):
+                async for part in parts:
+                    if part.degraded:
+                        self._keep_own(order, part.reply.result)
+                    yield part.reply
+                    if part.reply.HasField("result"):
+                        return  # whatever the time is when the computation ends
 
-    async def get(self, request_id: str) -> restorer_pb2.RestoreResult | None:
+    async def get(self, request_id: str, *, deadline: float | None = None) -> Result | None:
         """The result of an earlier request; None: it is being computed.
+
+        Args:
+            request_id: Its id.
+            deadline: Reading of ``time.monotonic`` after which to wait no longer, or None.
 
         Raises:
             InputError: None is known.
+            DeadlineError: The deadline passed.
+            UnavailableError: The store cannot be reached.
         """
         if request_id in self._named:
             return None
@@ -90,15 +126,21 @@ class Results:
             raise InputError(
                 f"No request {request_id!r} is being restored here, and this server keeps no results; send it again."
             )
-        pointer = await asyncio.to_thread(self._kept.pointer, request_id)
+        look = partial(self._look, self._kept, request_id)
+        return await self._storing.run(look, deadline=deadline)
+
+    def _look(self, kept: KeptResults, request_id: str) -> Result | None:
+        """What the store knows of a request; blocks."""
+        pointer = self._pointers.get(request_id) or kept.pointer(request_id)
         if pointer is None:
             raise InputError(
                 f"No request {request_id!r} is known; it was never sent, or its result has expired."
             )
-        found = await asyncio.to_thread(self._kept.find, pointer.key)
-        if found is not None:
-            return found
-        if pointer.is_new or await asyncio.to_thread(self._kept.is_claimed, pointer.key):
+        for key in (pointer.key, own_key(request_id, pointer.fingerprint)):
+            found = self._held.get(key) or kept.find(key)
+            if found is not None:
+                return found
+        if pointer.is_new or kept.is_claimed(pointer.key):
             return None
         raise InputError(
             f"Request {request_id!r} was not finished, or its result has expired; send it again."
@@ -120,56 +162,71 @@ class Results:
             if not self._waiting[name]:
                 del self._waiting[name], self._named[name]
 
-    async def _earlier(self, order: Order, key: str) -> restorer_pb2.RestoreResult | None:
+    async def _earlier(self, order: Order, key: str) -> Result | None:
         """What the same id was answered with before; from now on it stands for ``key``."""
         kept = self._kept
         if kept is None or not order.request_id:
             return None
-        pointer = await self._try(kept.pointer, order.request_id)
+        pointer = self._pointers.get(order.request_id)
+        pointer = pointer or await self._try(kept.pointer, order.request_id)
         if pointer is not None:
             _check_same(order, pointer.fingerprint)
+            for name in (pointer.key, order.own_key):
+                if name == key:
+                    continue  # it is looked for anyway
+                found = self._held.get(name) or await self._try(kept.find, name)
+                if found is not None:
+                    return found
             if pointer.key == key:
-                return None  # it is looked for anyway
-            if (found := await self._try(kept.find, pointer.key)) is not None:
-                return found
-        self._spawn(self._try(kept.point, order, key))
+                return None
+        self._point(kept, order, key)
         return None
 
-    async def _compute(
-        self, key: str, start: Callable[[], AsyncGenerator[Reply, None]]
-    ) -> AsyncGenerator[Reply, None]:
-        kept = self._kept
-        found = None if kept is None else await self._found(kept, key)
-        if found is not None:
-            yield Reply(result=found)
-            return
-        async with self._claiming(key), aclosing(start()) as replies:
-            async for reply in replies:
-                if kept is not None and reply.WhichOneof("event") == "result":
-                    result = await self._try(kept.keep, key, reply.result)
-                    reply = reply if result is None else Reply(result=result)
-                yield reply
+    def _point(self, kept: KeptResults, order: Order, key: str) -> None:
+        """Let a request's id stand for ``key``; until that is stored, it is known here."""
+        name = order.request_id
+        pointer = self._pointers[name] = Pointer.to(order, key)
 
-    async def _found(self, kept: KeptResults, key: str) -> restorer_pb2.RestoreResult | None:
+        async def store() -> None:
+            try:
+                await self._try(kept.point, name, pointer)
+            finally:
+                self._pointers.pop(name, None)
+
+        self._spawn(store())
+
+    async def _compute(
+        self, key: str, start: Callable[[], AsyncGenerator[Part, None]]
+    ) -> AsyncGenerator[Part, None]:
+        kept = self._kept
+        if kept is None:
+            async with aclosing(start()) as parts:
+                async for part in parts:
+                    yield part
+            return
+        if (found := await self._found(kept, key)) is not None:
+            yield Part(Reply(result=found))
+            return
+        # Other replicas know from its claim that it is being computed. Two may begin at the same moment.
+        done = asyncio.Event()
+        self._spawn(self._claim(kept, key, done))
+        try:
+            async with aclosing(start()) as parts:
+                async for part in parts:
+                    if part.reply.HasField("result") and not part.degraded:
+                        self._hold(kept, key, part.reply.result, done)
+                    yield part
+        finally:
+            if key not in self._held:
+                done.set()
+
+    async def _found(self, kept: KeptResults, key: str) -> Result | None:
         """The result, if there is one or another replica is about to have it."""
         while True:
             found = await self._try(kept.find, key)
             if found is not None or not await self._try(kept.is_claimed, key):
                 return found
             await asyncio.sleep(_LOOK_S)
-
-    @asynccontextmanager
-    async def _claiming(self, key: str) -> AsyncIterator[None]:
-        """Let other replicas know while the block runs. Best effort: two may begin at the same moment."""
-        if self._kept is None:
-            yield
-            return
-        done = asyncio.Event()
-        self._spawn(self._claim(self._kept, key, done))
-        try:
-            yield
-        finally:
-            done.set()
 
     async def _claim(self, kept: KeptResults, key: str, done: asyncio.Event) -> None:
         while not done.is_set():
@@ -180,15 +237,40 @@ class Results:
                 continue
         await self._try(kept.unclaim, key)
 
-    async def _try(self, method: Callable[..., T], *arguments: Any) -> T | None:
+    def _hold(
+        self, kept: KeptResults, key: str, result: Result, done: asyncio.Event | None = None
+    ) -> None:
+        """Store a result; until it is, it is known here."""
+        self._held[key] = result
+
+        async def store() -> None:
+            try:
+                await self._try(kept.keep, key, result, most_s=_KEEP_S)
+            finally:
+                self._held.pop(key, None)
+                if done is not None:
+                    done.set()
+
+        self._spawn(store())
+
+    def _keep_own(self, order: Order, result: Result) -> None:
+        """Store a degraded result for the request that got it, and for no other."""
+        if self._kept is not None and order.request_id:
+            self._hold(self._kept, order.own_key, result)
+
+    async def _try(
+        self, method: Callable[..., T], *arguments: Any, most_s: float | None = None
+    ) -> T | None:
         """What a method of the store gives; None where the store fails."""
         if time.monotonic() < self._pause:
             return None
+        deadline = time.monotonic() + (most_s or _ASK_S)
         try:
-            return await asyncio.to_thread(method, *arguments)
-        except UnavailableError as error:
+            return await self._storing.run(partial(method, *arguments), deadline=deadline)
+        except (UnavailableError, DeadlineError) as error:
+            why = "it is too slow" if isinstance(error, DeadlineError) else error
             self._pause = time.monotonic() + _PAUSE_S
-            log.warning("results are not kept for %.0f s: %s", _PAUSE_S, error)
+            log.warning("the store is done without for %.0f s: %s", _PAUSE_S, why)
             return None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -23,10 +23,6 @@ class ClusterSettings(ChannelSettings, BaseSettings):
     )
     embedder: str = Field("127.0.0.1:50062", description="Address of the embedder.")
     sampler: str = Field("127.0.0.1:50063", description="Address of the sampler.")
-    preset: str = Field(
-        "tiny",
-        description="Architecture of the releases: name of a shipped preset, or path of a JSON file.",
-    )
     allow_unconditioned: bool = Field(
         False, description="Restore without recognising the damage while the embedder is down."
     )

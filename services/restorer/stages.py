@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from services.common.tensors import from_message, to_message
 from services.restorer.remote import ReleaseGone, Run, Service
-from vlmir.config import Preset
 from vlmir.errors import (
     InputError,
     LimitError,
@@ -240,10 +239,14 @@ class RemoteEmbedder:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerTraits:
-    """What must be known of a sampler before it is called; its own Info does not tell it."""
+    """What must be known of a sampler to call it."""
 
     solver: str
     """Where none is asked for."""
+    solvers: tuple[str, ...]
+    """Names of the solvers."""
+    labels: tuple[str, ...]
+    """Degradation labels that it was trained on."""
     steps: int
     """Network evaluations where neither steps nor realism are asked for."""
     most_steps: int
@@ -256,19 +259,29 @@ class SamplerTraits:
     """Pixels that neighbouring tiles share."""
     align: int
     """Tiles begin at multiples of this many pixels."""
+    max_bytes: int
+    """The largest message that the service takes."""
 
     @classmethod
-    def of(cls, preset: Preset) -> SamplerTraits:
-        """Of the samplers of an architecture."""
-        config = preset.sampler
+    def of(cls, info: sampler_pb2.SamplerServiceInfoResponse) -> SamplerTraits:
+        """As the service tells.
+
+        Raises:
+            VlmirError: That makes no sense here.
+        """
+        if min(info.default_steps, info.tile, info.align) < 1:
+            raise VlmirError("the sampler does not say how it cuts pictures; update it")
         return cls(
-            solver=config.solver,
-            steps=config.steps,
-            most_steps=config.schedule.T,
-            reads_captions=config.unet.semantic,
-            tile=config.tile,
-            overlap=config.overlap,
-            align=config.unet.stem_stride * 2 ** len(config.unet.multipliers),
+            solver=info.default_solver,
+            solvers=tuple(info.solvers),
+            labels=tuple(info.labels),
+            steps=info.default_steps,
+            most_steps=info.most_steps,
+            reads_captions=info.reads_captions,
+            tile=info.tile,
+            overlap=info.overlap,
+            align=info.align,
+            max_bytes=info.service.limits.max_message_bytes,
         )
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
@@ -287,8 +300,6 @@ class RemoteSampler:
         run: The request.
         release: Must answer.
         traits: Of that release.
-        solvers: Names of the solvers.
-        max_bytes: The largest message that the service takes.
         previews: Whether to ask for previews.
     """
 
@@ -299,14 +310,11 @@ class RemoteSampler:
         *,
         release: str,
         traits: SamplerTraits,
-        solvers: tuple[str, ...],
-        max_bytes: int,
         previews: bool = False,
     ) -> None:
         self._stub, self._service = stub, Service("sampler", run)
         self._release, self._traits, self._previews = release, traits, previews
-        self._max_bytes = max_bytes
-        self.solvers = solvers
+        self.solvers = traits.solvers
         self.reads_captions, self.most_steps = traits.reads_captions, traits.most_steps
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
@@ -366,7 +374,7 @@ class RemoteSampler:
     def _request(
         self, picture: Pixels, known: Conditions, seed: int, plan: Plan
     ) -> sampler_pb2.SampleRequest:
-        most = self._max_bytes - _REST_OF_MESSAGE
+        most = self._traits.max_bytes - _REST_OF_MESSAGE
         if picture.nbytes > most:
             height, width = picture.shape[:2]
             raise LimitError(

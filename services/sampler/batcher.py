@@ -92,6 +92,15 @@ class Batcher:
         with self._changed:
             return sum(job.begun for job in self._jobs)
 
+    def check(self) -> None:
+        """See whether pictures can be sampled at all.
+
+        Raises:
+            UnavailableError: The batcher was closed, or its thread has ended.
+        """
+        if self._closed or not self._thread.is_alive():
+            raise UnavailableError(_STOPPING)
+
     def check_room(self, size: int) -> None:
         """Refuse a request before any work is spent on reading it.
 
@@ -198,12 +207,21 @@ class Batcher:
     # From here on: the batcher's thread.
 
     def _serve(self) -> None:
-        while self._turn():
-            batch = pick(self._begun(), pixels=self._pixels, take=self._take)
-            if batch:
-                self._evaluate(batch)
+        try:
+            while self._turn():
+                self._step()
+        except Exception:
+            log.exception("the batcher failed unexpectedly; it samples nothing any more")
+        with self._changed:
+            self._closed = True
         for job in list(self._jobs):
             self._end(job, UnavailableError(_STOPPING))
+
+    def _step(self) -> None:
+        """Make one network call; on return nothing of it is kept, so that waiting for work holds no old model."""
+        batch = pick(self._begun(), pixels=self._pixels, take=self._take)
+        if batch:
+            self._evaluate(batch)
 
     def _turn(self) -> bool:
         """Wait for work, drop jobs that nobody waits for, begin others; False at the end of all."""

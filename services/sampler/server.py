@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.common.health import watched
+from services.common.releases import Releases
 from services.common.server import Server, stop_on_signals
-from services.common.weights import weights
+from services.common.telemetry.metrics import Metrics
+from services.common.weights import observe_releases, weights
 from services.sampler.batcher import Batcher
 from services.sampler.model import load_model, warm_up
 from services.sampler.servicer import SamplerServicer
 from services.sampler.settings import SamplerSettings
 from vlmir.image import Limits
+from vlmir.sampling import DiffusionSampler
 from vlmir.v1 import sampler_pb2
 from vlmir.v1.sampler_pb2_grpc import add_SamplerServiceServicer_to_server
 
@@ -23,15 +26,23 @@ SERVICE = sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name
 
 
 @asynccontextmanager
-async def running(settings: SamplerSettings) -> AsyncIterator[str]:
+async def running(
+    settings: SamplerSettings, stop: asyncio.Event | None = None
+) -> AsyncIterator[str]:
     """Load the weights and serve while the block runs, which gets the address; then drain.
+
+    Args:
+        settings: What is served, and where.
+        stop: Ends the wait for the weights.
 
     Raises:
         BundleError: The bundle is missing or broken.
         UnavailableError: The port is taken.
     """
     limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-    async with weights(settings, part="sampler", load=load_model, warm_up=warm_up) as releases:
+    async with weights(
+        settings, part="sampler", load=load_model, warm_up=warm_up, stop=stop
+    ) as releases:
         batcher = Batcher(
             active=settings.workers,
             waiting=settings.queue,
@@ -50,9 +61,11 @@ async def running(settings: SamplerSettings) -> AsyncIterator[str]:
             lambda server: add_SamplerServiceServicer_to_server(servicer, server),
             settings=settings,
             limits=limits,
+            metrics=_metrics(releases, batcher),
         )
 
         async def check() -> None:
+            batcher.check()
             with releases.lease():
                 pass
 
@@ -66,8 +79,23 @@ async def running(settings: SamplerSettings) -> AsyncIterator[str]:
             await asyncio.to_thread(batcher.close)
 
 
+def _metrics(releases: Releases[DiffusionSampler], batcher: Batcher) -> Metrics:
+    metrics, stats = Metrics(), batcher.stats
+    metrics.observe("queue_depth", "Pictures admitted.", lambda: batcher.depth)
+    metrics.observe("active", "Pictures under way.", lambda: batcher.active)
+    # As of the other services' batches: the mean over a while is items over batches.
+    window = {"kind": "window"}
+    metrics.observe("batches_total", "Network calls.", lambda: stats.batches, **window)
+    metrics.observe("batch_items_total", "Windows in them.", lambda: stats.windows, **window)
+    metrics.observe("batch_mean_windows", "Windows in a call.", lambda: stats.mean_windows)
+    metrics.observe("steps_total", "Evaluations of whole pictures.", lambda: stats.steps)
+    metrics.observe("batch_retries_total", "Calls that failed.", lambda: stats.retries)
+    observe_releases(metrics, releases)
+    return metrics
+
+
 async def serve(settings: SamplerSettings) -> None:
     """Serve until SIGTERM or SIGINT; errors are those of :func:`running`."""
     stop = stop_on_signals()
-    async with running(settings):
+    async with running(settings, stop):
         await stop.wait()

@@ -17,6 +17,7 @@ from services.common.wire import preview_message
 from services.sampler.batcher import Batcher
 from services.sampler.job import Sampled, Task
 from services.sampler.requests import check_size, task_of
+from services.sampler.traits import traits
 from vlmir.diffusion import SOLVERS
 from vlmir.image import Limits
 from vlmir.sampling import DiffusionSampler, SampleStep
@@ -75,19 +76,25 @@ class SamplerServicer(SamplerServiceServicer):
     async def Info(
         self, request: sampler_pb2.SamplerServiceInfoRequest, context: Context
     ) -> sampler_pb2.SamplerServiceInfoResponse:
-        """Say what is being served."""
-        service = service_info(
+        """Say what is being served, or what a release that is held is like."""
+        if not (self._releases.names or request.release):
+            return sampler_pb2.SamplerServiceInfoResponse(service=self._service(), solvers=SOLVERS)
+        with self._releases.lease(request.release) as held:
+            info = traits(held.model)
+            info.service.CopyFrom(self._service(held.release))
+            info.labels.extend(held.labels)
+            # A release names the three parts that were trained for one another.
+            info.embedder_release = held.release
+            info.captioner_release = held.release if "captioner" in held.digests else ""
+            return info
+
+    def _service(self, release: str = "") -> image_pb2.ServiceInfo:
+        return service_info(
             self._releases,
             device="cpu",
             limits=self._limits,
             load=Load(self._batcher.depth, self._batcher.capacity),
-        )
-        # A release names the three parts that were trained for one another.
-        return sampler_pb2.SamplerServiceInfoResponse(
-            service=service,
-            solvers=SOLVERS,
-            embedder_release=service.release,
-            captioner_release=service.release if "captioner" in service.digests else "",
+            release=release,
         )
 
 

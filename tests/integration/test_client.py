@@ -12,17 +12,21 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from grpc_status import rpc_status
 from minio import Minio
 
+from services.common.errors import to_status
 from services.common.store import Store, StoreSettings, open_store
 from tests.certificates import Authority
 from tests.unit.services.harness import (
@@ -392,6 +396,84 @@ def test_a_call_that_breaks_off_is_tried_again_under_its_name() -> None:
         server.stop(None).wait()
     assert servicer.ids[:-1] == [name for name in ("one", "two", "three", "four") for _ in "ab"]
     assert [progress.step for progress in heard] == [1] * 4
+
+
+class _Troubled(RestorerServiceServicer):
+    """Each rpc fails the first time as a gateway lets it fail, and succeeds the second."""
+
+    def __init__(self, link: str) -> None:
+        self._link = link
+        self.called = Counter[str]()
+        self.sources = list[str]()
+
+    def Info(self, request: Any, context: Any) -> restorer_pb2.RestorerServiceInfoResponse:
+        self._fail_once("Info", context, OverloadedError("full", retry_after_s=0.01))
+        return restorer_pb2.RestorerServiceInfoResponse(takes_uploads=True)
+
+    def CreateUpload(self, request: Any, context: Any) -> restorer_pb2.CreateUploadResponse:
+        self._fail_once("CreateUpload", context, OverloadedError("full", retry_after_s=0.01))
+        return restorer_pb2.CreateUploadResponse(uri="s3://vlmir/uploads/1", link=self._link)
+
+    def RestoreStream(self, request: Any, context: Any) -> Iterator[Any]:
+        self.sources.append(request.image.uri)
+        yield restorer_pb2.RestoreStreamResponse(progress=image_pb2.Progress(step=1, steps=2))
+        self._fail_once("RestoreStream", context, UnavailableError("replaced; try again"))
+        self.called["ends"] += 1
+        if self.called["ends"] > 1:
+            result = restorer_pb2.RestoreResult(image=image_pb2.EncodedImage(data=PICTURE))
+            yield restorer_pb2.RestoreStreamResponse(result=result)
+
+    def _fail_once(self, name: str, context: Any, error: Exception) -> None:
+        self.called[name] += 1
+        if self.called[name] == 1:
+            context.abort_with_status(rpc_status.to_status(to_status(error, "r")))
+
+
+class _Shelf(BaseHTTPRequestHandler):
+    """Takes every upload."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def troubled() -> Iterator[tuple[str, _Troubled]]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Shelf) as shelf, ThreadPoolExecutor(2) as pool:
+        threading.Thread(target=lambda: shelf.serve_forever(poll_interval=0.01)).start()
+        servicer, server = _Troubled(f"http://127.0.0.1:{shelf.server_port}"), grpc.server(pool)
+        add_RestorerServiceServicer_to_server(servicer, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            yield address, servicer
+        finally:
+            server.stop(None).wait()
+            shelf.shutdown()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_each_step_of_a_call_is_tried_again(asynchronous: bool) -> None:
+    # Overloaded at Info and at CreateUpload, lost behind a gateway, and ended without a result.
+    how: dict[str, Any] = {"upload_above": len(PICTURE) - 1, "tries": 5}
+
+    async def use(address: str) -> bytes:
+        async with AsyncRestorationClient(address, **how) as client:
+            return (await client.stream(PICTURE, on_progress=lambda _: None)).image_bytes
+
+    with troubled() as (address, servicer):
+        if asynchronous:
+            assert asyncio.run(use(address)) == PICTURE
+        else:
+            with RestorationClient(address, **how) as client:
+                restored = client.stream(PICTURE, on_progress=lambda _: None)
+            assert restored.image_bytes == PICTURE
+    assert servicer.called == {"Info": 2, "CreateUpload": 2, "RestoreStream": 3, "ends": 2}
+    assert servicer.sources == ["s3://vlmir/uploads/1"] * 3  # uploaded once
 
 
 # asyncio

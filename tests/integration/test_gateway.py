@@ -30,7 +30,14 @@ from services.gateway.tokens import digest
 from tests.certificates import Authority
 from tests.unit.services.asking import SERVICE, Answering, a_request, scraped, serving
 from tests.unit.services.harness import SmallRestorer, a_picture, running_server
-from vlmir.errors import LimitError, OptionError, OverloadedError
+from vlmir.errors import (
+    LimitError,
+    OptionError,
+    OverloadedError,
+    ReleaseError,
+    UnavailableError,
+    VlmirError,
+)
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub, add_RestorerServiceServicer_to_server
 
@@ -194,6 +201,15 @@ def test_tls_and_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
             status = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
             assert status.status == health_pb2.HealthCheckResponse.SERVING
 
+            # One that lasts would hold a place, of which strangers are to have none.
+            watch = await failure(health.Watch(health_pb2.HealthCheckRequest(service=SERVICE)))
+            assert watch.code() is grpc.StatusCode.UNAUTHENTICATED
+            known = health.Watch(
+                health_pb2.HealthCheckRequest(service=SERVICE), metadata=sent("secret")
+            )
+            assert (await known.read()).status == health_pb2.HealthCheckResponse.SERVING
+            known.cancel()
+
             file.write_text(f"bert:{digest('other')}\n")
             await stub.Restore(a_request(), metadata=sent("other"))
             gone = await failure(stub.Restore(a_request(), metadata=sent("secret")))
@@ -298,6 +314,33 @@ def test_calls_wait_for_their_turn_and_one_too_many_is_refused() -> None:
     asyncio.run(scenario())
 
 
+class Telling(Answering):
+    """Says who it is, too."""
+
+    async def Info(self, request: Any, context: Any) -> restorer_pb2.RestorerServiceInfoResponse:
+        return restorer_pb2.RestorerServiceInfoResponse(labels=["noisy"])
+
+
+def test_short_methods_do_not_wait_behind_long_ones() -> None:
+    async def scenario() -> None:
+        forever = Forever()
+        async with fronted(Telling(forever), workers=1, queue=1) as stub:
+            calls = [
+                stub.Restore(a_request(), timeout=20),
+                stub.RestoreStream(a_request(), timeout=20),
+            ]
+            await asyncio.wait_for(forever.come.wait(), 10)
+            for _ in range(3):
+                info = await stub.Info(restorer_pb2.RestorerServiceInfoRequest(), timeout=5)
+                assert list(info.labels) == ["noisy"]
+            full = await failure(stub.Restore(a_request()))
+            assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for call in calls:
+                call.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_time_runs_out_while_waiting_too() -> None:
     async def scenario() -> None:
         forever = Forever()
@@ -376,6 +419,38 @@ def test_so_they_do_from_a_server_that_has_only_text(
             return await failure(getattr(stub, method)(a_request("r-1")))
 
     _check_own(asyncio.run(scenario()), fault, code)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (UnavailableError("Triton at 10.0.0.7:8001 is away"), "a part of the restorer cannot be"),
+        (UnavailableError("The store at http://minio.internal refuses"), "try again soon"),
+        (VlmirError("minio.internal"), "internal error; the server's log tells more about request"),
+        (ReleaseError("Release 'a' is not held here; ask for 'b'."), "ask for 'b'"),
+    ],
+)
+def test_insides_are_not_told_to_the_caller(
+    fault: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(request: Any, context: Any) -> str:
+        raise fault
+
+    async def scenario() -> grpc.aio.AioRpcError:
+        async with fronted(Answering(answer)) as stub:
+            return await failure(stub.Restore(a_request("r-1")))
+
+    caplog.set_level(logging.INFO, logger="vlmir")
+    error = asyncio.run(scenario())
+    assert told in (error.details() or "")
+    assert "10.0.0.7" not in repr(error) and "minio.internal" not in repr(error)
+    found = details(error)
+    assert found["RequestInfo"].request_id == "r-1"
+    if isinstance(fault, UnavailableError):
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert found["ErrorInfo"].reason == type(fault).__name__
+    gateways = [r.getMessage() for r in caplog.records if r.name == "vlmir.gateway"]
+    assert any(str(fault) in line for line in gateways) == (type(fault) is UnavailableError)
 
 
 @pytest.mark.parametrize(

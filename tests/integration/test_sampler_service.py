@@ -26,6 +26,9 @@ from grpc_status import rpc_status
 
 from services.common.tensors import from_message, to_message
 from vlmir.bundle import load_bundle
+from vlmir.client.failures import translated
+from vlmir.degradations import LABELS
+from vlmir.errors import ReleaseError
 from vlmir.image import decode
 from vlmir.parts import build_unet
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
@@ -167,6 +170,19 @@ def test_info(stub: SamplerServiceStub, library: DiffusionSampler) -> None:
     assert (service.device, service.queue_capacity) == ("cpu", 6)
     assert service.limits.max_image_pixels == 70_000
     assert tuple(info.solvers) == library.solvers
+    assert (info.default_solver, info.default_steps) == ("dpmpp_2m_sde", 1)
+    assert (info.most_steps, info.reads_captions) == (library.most_steps, True)
+    assert (info.tile, info.overlap, info.align) == (160, 96, library.unet.multiple)
+    assert tuple(info.labels) == LABELS
+
+
+def test_info_of_a_release_by_name(stub: SamplerServiceStub) -> None:
+    named = stub.Info(sampler_pb2.SamplerServiceInfoRequest(release="small-1"))
+    assert named == stub.Info(sampler_pb2.SamplerServiceInfoRequest())
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Info(sampler_pb2.SamplerServiceInfoRequest(release="small-0"))
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert isinstance(translated(refused.value, "x"), ReleaseError)
 
 
 def test_health_and_reflection(address: str) -> None:

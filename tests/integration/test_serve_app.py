@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -73,14 +72,11 @@ class Application:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def config() -> dict[str, Any]:
     """The shipped Serve config, at free ports."""
     loaded: dict[str, Any] = yaml.safe_load(CONFIG.read_text("utf-8"))
     loaded["http_options"]["port"], loaded["grpc_options"]["port"] = free_port(), free_port()
-    preset = tmp_path_factory.mktemp("preset") / "small.json"
-    preset.write_text(json.dumps(small_preset().to_dict()))
     loaded["applications"][0]["args"] = {
-        "preset": str(preset),
         "workers": WORKERS,
         "queue": QUEUE,
         "allow_unconditioned": True,

@@ -100,6 +100,35 @@ def test_what_is_put_is_found_again_by_its_content(store: Store) -> None:
     assert store.get(array.uri, 4) == b"\0\0\0\0"
 
 
+def test_what_has_a_name_is_found_by_it_and_replaced(store: Store) -> None:
+    first = store.put_named("results/keys/one.json", b"{}", "application/json")
+    assert first.uri == "s3://vlmir/results/keys/one.json"
+    assert store.get(first.uri, 9) == b"{}"
+    second = store.put_named("results/keys/one.json", b"[1]", "application/json")
+    assert store.stat(second.uri).size == 3
+    assert store.get(second.uri, 9) == b"[1]"
+    store.delete(second.uri)
+    with pytest.raises(InputError, match="not in the store"):
+        store.get(second.uri, 9)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "../album/x", "a/../../x", "/x", "a//x", "a\\x", "a\0", "k" * 1025]
+)
+def test_no_name_leads_out(store: Store, key: str) -> None:
+    with pytest.raises(InputError, match="no address"):
+        store.put_named(key, b"x")
+
+
+def test_no_name_replaces_what_is_named_by_its_content(store: Store) -> None:
+    stored = store.put(BYTES, "image/png")
+    key = stored.uri.removeprefix("s3://vlmir/")
+    with pytest.raises(InputError, match="names other content"):
+        store.put_named(key, b"something else", "image/png")
+    assert store.put_named(key, BYTES, "image/png") == stored
+    assert store.get(stored.uri, len(BYTES)) == BYTES
+
+
 def test_nothing_can_be_stored_too(store: Store) -> None:
     assert store.get(store.put(b"").uri, 0) == b""
 

@@ -152,6 +152,7 @@ def test_captions(restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.Mon
     monkeypatch.setattr(restorer._captioner, "caption", down)
     without = restorer.restore(photo, RestoreOptions(degradation="noisy"))
     assert "does not answer" in without.report.warnings[0]
+    assert (own.degraded, none.degraded, without.degraded) == (False, False, True)
     assert np.array_equal(without.image.pixels, none.image.pixels)
 
 

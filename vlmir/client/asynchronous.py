@@ -157,9 +157,9 @@ class AsyncRestorationClient(BaseClient):
             [image_pb2.ImageSource, float | None], Awaitable[restorer_pb2.RestoreResult]
         ],
     ) -> ClientRestoration:
-        source = await self._source(order)
         while True:
             try:
+                source = await self._source(order)
                 result = await send(source, order.budget.left())
                 return await asyncio.to_thread(self._collect, order, result)
             except (OverloadedError, LostError) as error:
@@ -167,6 +167,8 @@ class AsyncRestorationClient(BaseClient):
 
     async def _source(self, order: Order) -> image_pb2.ImageSource:
         """The picture itself, or its place in the store, where it is big and the server has one."""
+        if order.uploaded is not None:
+            return order.uploaded
         if not self._is_big(order):
             return image_pb2.ImageSource(data=order.data)
         if self._takes_uploads is None:
@@ -193,3 +195,5 @@ class AsyncRestorationClient(BaseClient):
             return await anext(replies)
         except grpc.RpcError as error:
             raise self._failure(error, begun=begun) from error
+        except StopAsyncIteration:
+            raise self._cut_off() from None

@@ -11,7 +11,7 @@ import grpc
 
 from vlmir.client import transfer
 from vlmir.client.channel import TLS, Budget
-from vlmir.client.failures import translated
+from vlmir.client.failures import LostError, cut_off, translated
 from vlmir.client.messages import options_message, restoration
 from vlmir.client.types import ClientRestoration
 from vlmir.errors import VlmirError
@@ -40,6 +40,8 @@ class Order:
         self.data = image if isinstance(image, bytes) else read_file(image)
         self.budget = budget
         self.request_id = request_id or uuid.uuid4().hex
+        self.uploaded: image_pb2.ImageSource | None = None
+        """Where the picture lies in the server's store, once it does."""
         self._options = options_message(options or RestoreOptions())
         self._store_result = store_result
 
@@ -102,7 +104,8 @@ class BaseClient:
         """Send the picture to the store."""
         left = order.budget.left()
         transfer.upload(order.data, reply.link, reply.fields, ca=self._ca, timeout_s=left)
-        return image_pb2.ImageSource(uri=reply.uri)
+        order.uploaded = image_pb2.ImageSource(uri=reply.uri)
+        return order.uploaded
 
     def _collect(self, order: Order, result: restorer_pb2.RestoreResult) -> ClientRestoration:
         """The result, with the picture fetched where a link came in its place."""
@@ -117,3 +120,6 @@ class BaseClient:
 
     def _failure(self, error: grpc.RpcError, *, begun: bool = False) -> VlmirError:
         return translated(error, self._address, begun=begun)
+
+    def _cut_off(self) -> LostError:
+        return cut_off(self._address)

@@ -169,15 +169,17 @@ class RestorationClient(BaseClient):
         order: Order,
         send: Callable[[image_pb2.ImageSource, float | None], restorer_pb2.RestoreResult],
     ) -> ClientRestoration:
-        source = self._source(order)
         while True:
             try:
+                source = self._source(order)
                 return self._collect(order, send(source, order.budget.left()))
             except (OverloadedError, LostError) as error:
                 time.sleep(order.budget.delay_after(error))
 
     def _source(self, order: Order) -> image_pb2.ImageSource:
         """The picture itself, or its place in the store, where it is big and the server has one."""
+        if order.uploaded is not None:
+            return order.uploaded
         if not self._is_big(order):
             return image_pb2.ImageSource(data=order.data)
         if self._takes_uploads is None:
@@ -203,3 +205,5 @@ class RestorationClient(BaseClient):
             return next(replies)
         except grpc.RpcError as error:
             raise self._failure(error, begun=begun) from error
+        except StopIteration:
+            raise self._cut_off() from None

@@ -21,7 +21,7 @@ from vlmir.errors import (
     VlmirError,
 )
 
-__all__ = ["LostError", "translated"]
+__all__ = ["LostError", "cut_off", "translated"]
 
 _BY_CODE: Mapping[grpc.StatusCode, type[VlmirError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InputError,
@@ -37,9 +37,16 @@ _REPLICA_DIED = "actor died"
 
 
 class LostError(UnavailableError):
-    """What worked on the call is gone, and another may take it up: a new try is sensible at once."""
+    """What worked on the call is gone, and another may take it up: a new try is sensible soon.
 
-    retry_after_s = 0.3
+    Args:
+        message: What happened.
+        retry_after_s: Seconds after which to try.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.3) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 def translated(error: grpc.RpcError, address: str, *, begun: bool = False) -> VlmirError:
@@ -57,6 +64,8 @@ def translated(error: grpc.RpcError, address: str, *, begun: bool = False) -> Vl
     name, delay_s = _details(call)
     if name in vlmir.errors.__all__:
         kind = getattr(vlmir.errors, name)
+        if begun and kind is UnavailableError:  # the server has lost what worked behind it
+            return LostError(message, retry_after_s=delay_s)
     elif call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         kind = LimitError if "larger than max" in message else OverloadedError
     else:
@@ -69,6 +78,15 @@ def translated(error: grpc.RpcError, address: str, *, begun: bool = False) -> Vl
     if kind is OverloadedError:
         return OverloadedError(message, retry_after_s=delay_s)
     return cast(VlmirError, kind(message))
+
+
+def cut_off(address: str) -> LostError:
+    """The error for a stream that ended well, and without a result.
+
+    Args:
+        address: The server's.
+    """
+    return LostError(f"The server at {address} ended the call without a result; try again.")
 
 
 def _details(call: grpc.Call) -> tuple[str, float]:

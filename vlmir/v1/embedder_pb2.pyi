@@ -264,18 +264,25 @@ Global___EmbedTextResponse: _TypeAlias = EmbedTextResponse  # noqa: Y015
 
 @_typing.final
 class EmbedderServiceInfoRequest(_message.Message):
-    """Empty."""
+    """Which release to describe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RELEASE_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """Release the answer is about, one of `releases` of the service; unset for the one being served."""
     def __init__(
         self,
+        *,
+        release: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_release", b"_release", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_release", b"_release", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__release: _TypeAlias = _typing.Literal["release"]  # noqa: Y015
+    _WhichOneofArgType__release: _TypeAlias = _typing.Literal["_release", b"_release"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__release) -> _WhichOneofReturnType__release | None: ...
 
 Global___EmbedderServiceInfoRequest: _TypeAlias = EmbedderServiceInfoRequest  # noqa: Y015
 

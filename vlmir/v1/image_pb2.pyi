@@ -301,7 +301,7 @@ class ServiceInfo(_message.Message):
     REFUSED_RELEASE_FIELD_NUMBER: _builtins.int
     RELEASES_FIELD_NUMBER: _builtins.int
     release: _builtins.str
-    """Release of the weights being served; empty while none is loaded."""
+    """Release of the weights being served, or of those that were asked about; empty while none is loaded."""
     device: _builtins.str
     """Where it computes, such as "cpu" or "cuda:0"."""
     queue_depth: _builtins.int

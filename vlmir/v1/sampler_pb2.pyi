@@ -289,24 +289,31 @@ Global___SampleResult: _TypeAlias = SampleResult  # noqa: Y015
 
 @_typing.final
 class SamplerServiceInfoRequest(_message.Message):
-    """Empty."""
+    """Which release to describe."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RELEASE_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """Release the answer is about, one of `releases` of the service; unset for the one being served."""
     def __init__(
         self,
+        *,
+        release: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_release", b"_release", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_release", b"_release", "release", b"release"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__release: _TypeAlias = _typing.Literal["release"]  # noqa: Y015
+    _WhichOneofArgType__release: _TypeAlias = _typing.Literal["_release", b"_release"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__release) -> _WhichOneofReturnType__release | None: ...
 
 Global___SamplerServiceInfoRequest: _TypeAlias = SamplerServiceInfoRequest  # noqa: Y015
 
 @_typing.final
 class SamplerServiceInfoResponse(_message.Message):
-    """About the sampler."""
+    """About the sampler: all that a caller needs to plan a picture without asking again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -314,10 +321,32 @@ class SamplerServiceInfoResponse(_message.Message):
     SOLVERS_FIELD_NUMBER: _builtins.int
     EMBEDDER_RELEASE_FIELD_NUMBER: _builtins.int
     CAPTIONER_RELEASE_FIELD_NUMBER: _builtins.int
+    DEFAULT_SOLVER_FIELD_NUMBER: _builtins.int
+    DEFAULT_STEPS_FIELD_NUMBER: _builtins.int
+    MOST_STEPS_FIELD_NUMBER: _builtins.int
+    READS_CAPTIONS_FIELD_NUMBER: _builtins.int
+    TILE_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    ALIGN_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     embedder_release: _builtins.str
     """Release of the embedder whose embeddings this sampler was trained on."""
     captioner_release: _builtins.str
     """Release of the captioner whose captions this sampler was trained on."""
+    default_solver: _builtins.str
+    """Solver where none is asked for."""
+    default_steps: _builtins.int
+    """Network evaluations where neither steps nor realism are asked for."""
+    most_steps: _builtins.int
+    """The greatest number of steps."""
+    reads_captions: _builtins.bool
+    """Whether a caption has an effect."""
+    tile: _builtins.int
+    """Side of a tile in pixels where none is asked for."""
+    overlap: _builtins.int
+    """Pixels that neighbouring tiles share."""
+    align: _builtins.int
+    """Tiles begin at multiples of this many pixels."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
         """What every service says."""
@@ -326,6 +355,10 @@ class SamplerServiceInfoResponse(_message.Message):
     def solvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the solvers."""
 
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Degradation labels that the sampler was trained on, in the order of the weights."""
+
     def __init__(
         self,
         *,
@@ -333,10 +366,18 @@ class SamplerServiceInfoResponse(_message.Message):
         solvers: _abc.Iterable[_builtins.str] | None = ...,
         embedder_release: _builtins.str = ...,
         captioner_release: _builtins.str = ...,
+        default_solver: _builtins.str = ...,
+        default_steps: _builtins.int = ...,
+        most_steps: _builtins.int = ...,
+        reads_captions: _builtins.bool = ...,
+        tile: _builtins.int = ...,
+        overlap: _builtins.int = ...,
+        align: _builtins.int = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captioner_release", b"captioner_release", "embedder_release", b"embedder_release", "service", b"service", "solvers", b"solvers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

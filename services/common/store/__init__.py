@@ -10,7 +10,7 @@ from services.common.store.base import (
     StoredObject,
     Upload,
 )
-from services.common.store.settings import StoreSettings, open_store
+from services.common.store.settings import StoreSettings, make_store, open_store
 
 __all__ = [
     "RESULTS",
@@ -20,5 +20,6 @@ __all__ = [
     "StoreSettings",
     "StoredObject",
     "Upload",
+    "make_store",
     "open_store",
 ]

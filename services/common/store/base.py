@@ -103,8 +103,9 @@ class Opened:
 class Store(ABC):
     """Objects by ``s3://bucket/key``. Methods block; any number of threads may call them.
 
-    Objects put here are named by their content, so the same bytes are stored once. One bucket is written, and only that
-    and the buckets configured as readable are read: of any other, not even whether something is there is told.
+    Objects are named by their content, so the same bytes are stored once, or by whoever puts them. One bucket is
+    written, and only that and the buckets configured as readable are read: of any other, not even whether something is
+    there is told.
 
     Args:
         bucket: The bucket that is written.
@@ -146,6 +147,30 @@ class Store(ABC):
         sha256 = hashlib.sha256(data).hexdigest()
         suffix = _SUFFIXES.get(content_type, "")
         location = Location(self.bucket, f"{folder}/{sha256[:2]}/{sha256}{suffix}")
+        self._write(location, data, content_type, sha256)
+        return StoredObject(
+            uri=str(location), size=len(data), content_type=content_type, sha256=sha256
+        )
+
+    def put_named(
+        self, key: str, data: bytes, content_type: str = "application/octet-stream"
+    ) -> StoredObject:
+        """Store ``data`` under a name of the caller's choice; what lies there already is replaced, as a whole.
+
+        Args:
+            key: Place in the bucket that is written, such as ``results/keys/one.json``; its first part decides when it
+                expires, its suffix should fit the media type.
+            data: The bytes.
+            content_type: Media type.
+
+        Raises:
+            InputError: The key could lead out of the bucket, or is one that :meth:`put` gives to other content.
+            UnavailableError: The store cannot be reached, is full, or refuses.
+        """
+        location = parse_uri(str(Location(self.bucket, key)))
+        sha256 = hashlib.sha256(data).hexdigest()
+        if digest_of_key(key) not in (None, sha256):
+            raise InputError(f"{location} names other content; choose a key without a digest.")
         self._write(location, data, content_type, sha256)
         return StoredObject(
             uri=str(location), size=len(data), content_type=content_type, sha256=sha256

@@ -14,7 +14,7 @@ from services.common.store.folder import FolderStore
 from services.common.store.uri import BUCKET
 from vlmir.errors import OptionError, UnavailableError
 
-__all__ = ["StoreSettings", "open_store"]
+__all__ = ["StoreSettings", "make_store", "open_store"]
 
 _PREFIX = "VLMIR_STORE_"
 
@@ -115,11 +115,22 @@ def open_store(settings: StoreSettings) -> Store | None:
         OptionError: The secret's file cannot be read.
         UnavailableError: The store does not answer, or does not let this server in.
     """
+    store = make_store(settings)
+    if store is not None:
+        store.prepare()
+    return store
+
+
+def make_store(settings: StoreSettings) -> Store | None:
+    """The store of ``settings``, not prepared: it need not answer yet; None where none is configured.
+
+    Raises:
+        OptionError: The secret's file cannot be read.
+        UnavailableError: Its package is not installed.
+    """
     if settings.url is None:
         return None
-    store = _s3_store(settings) if settings.is_s3 else _folder_store(settings)
-    store.prepare()
-    return store
+    return _s3_store(settings) if settings.is_s3 else _folder_store(settings)
 
 
 def _folder_store(settings: StoreSettings) -> Store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +14,22 @@ from typing import Any
 from services.captioner.server import CaptionerSettings
 from services.captioner.server import running as captioner_running
 from services.common.channels import connect_sync
-from services.common.settings import ChannelSettings
+from services.common.server import Server
+from services.common.settings import ChannelSettings, ServerSettings
+from services.common.store.folder import FolderStore
+from services.common.work import WorkQueue
 from services.embedder.server import running as embedder_running
 from services.embedder.settings import EmbedderSettings
 from services.restorer.cluster import Cluster
+from services.restorer.cluster_servicer import ClusterServicer
 from services.restorer.settings import ClusterSettings
 from services.sampler.server import running as sampler_running
 from services.sampler.settings import SamplerSettings
-from tests.small import small_preset
 from vlmir.v1 import sampler_pb2
+from vlmir.v1.restorer_pb2_grpc import (
+    RestorerServiceStub,
+    add_RestorerServiceServicer_to_server,
+)
 from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
 
 PATIENCE_S = 20.0
@@ -67,21 +73,51 @@ def running_services(folder: Path) -> Iterator[Servers]:
         thread.join(PATIENCE_S)
 
 
-def preset_file(folder: Path) -> str:
-    """The architecture of the small weights, as a file."""
-    path = folder / "small.json"
-    path.write_text(json.dumps(small_preset().to_dict()))
-    return str(path)
-
-
 @contextmanager
-def cluster(servers: Servers, preset: str, **settings: Any) -> Iterator[Cluster]:
-    addresses = {**vars(servers), "preset": preset, **settings}
+def cluster(servers: Servers, **settings: Any) -> Iterator[Cluster]:
+    addresses = {**vars(servers), **settings}
     made = Cluster(ClusterSettings(**addresses))
     try:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def restorer(
+    settings: ClusterSettings,
+    store: FolderStore | None = None,
+    kind: type[Cluster] = Cluster,
+) -> Iterator[RestorerServiceStub]:
+    """A restorer in a thread, over services elsewhere."""
+    ready, stop = threading.Event(), threading.Event()
+    address: list[str] = []
+
+    async def serve() -> None:
+        cluster, work = kind(settings), WorkQueue(workers=2, waiting=2)
+        servicer = ClusterServicer(cluster, work, limit_s=60, store=store)
+        server = Server(
+            ["vlmir.v1.RestorerService"],
+            lambda one: add_RestorerServiceServicer_to_server(servicer, one),
+            settings=ServerSettings(port=0, grace_s=1),
+            limits=cluster.limits,
+        )
+        address.append(await server.start())
+        ready.set()
+        await asyncio.to_thread(stop.wait)
+        await server.stop()
+        await asyncio.to_thread(work.close)
+        cluster.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE_S)
+        with stub_at(address[0], RestorerServiceStub) as stub:
+            yield stub
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -100,6 +102,52 @@ def test_a_restarted_service_is_found_again() -> None:
             return took
 
     assert asyncio.run(scenario()) < 4
+
+
+class Counting:
+    """Counts the calls it answers."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, request: Any, context: Any) -> str:
+        self.calls += 1
+        return "hello"
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_several_servers_are_called_in_turn_and_the_dead_left_out(threads: bool) -> None:
+    lasting, dying = Counting(), Counting()
+
+    async def scenario() -> None:
+        async with serving(Answering(lasting)) as (one, _), AsyncExitStack() as other:
+            two, _ = await other.enter_async_context(serving(Answering(dying)))
+            async with restoring(f"ipv4:{one},{two}", threads=threads) as restore:
+                while not (lasting.calls and dying.calls):  # until both are connected
+                    await restore()
+                lasting.calls = dying.calls = 0
+                for _ in range(6):
+                    await restore()
+                assert (lasting.calls, dying.calls) == (3, 3)
+                await other.aclose()
+                for _ in range(4):
+                    await restore()
+                assert (lasting.calls, dying.calls) == (7, 3)
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def restoring(address: str, *, threads: bool) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
+    """A channel of either kind, as a function that makes a call."""
+    if threads:
+        with connect_sync(address, ChannelSettings()) as channel:
+            call: Any = RestorerServiceStub(channel).Restore
+            yield lambda: asyncio.to_thread(call, a_request(), timeout=20)
+    else:
+        async with connect(address, ChannelSettings()) as aio:
+            call = RestorerServiceStub(aio).Restore
+            yield lambda: call(a_request(), timeout=20)
 
 
 @pytest.mark.parametrize("threads", [False, True])

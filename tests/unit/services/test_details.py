@@ -36,7 +36,7 @@ def test_a_very_long_sentence_still_fits() -> None:
     text = to_details(to_status(ImageError("x" * 9000), "r" * 128))
     assert len(text) < 4096
     found = from_details(text)
-    assert found is not None and found.message == "x" * 2000 and len(found.details) == 2
+    assert found is not None and found.message == "x" * 1000 + " …" and len(found.details) == 2
 
 
 @pytest.mark.parametrize(

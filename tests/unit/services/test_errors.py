@@ -30,6 +30,7 @@ def details(status: Status) -> dict[str, object]:
         (errors.OptionError("x"), grpc.StatusCode.INVALID_ARGUMENT),
         (errors.BundleError("x"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.UnavailableError("x"), grpc.StatusCode.UNAVAILABLE),
+        (errors.ReleaseError("x"), grpc.StatusCode.UNAVAILABLE),
         (errors.OverloadedError("x", retry_after_s=1), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.DeadlineError("x"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (errors.RestorationCancelled("x"), grpc.StatusCode.CANCELLED),
@@ -64,7 +65,24 @@ def test_overload_says_when_to_come_back() -> None:
     assert retry.retry_delay.ToNanoseconds() == 2_500_000_000
 
 
+def test_what_cannot_be_reached_may_be_tried_again() -> None:
+    retry = details(to_status(errors.UnavailableError("gone"), "r"))["RetryInfo"]
+    assert isinstance(retry, RetryInfo)
+    assert retry.retry_delay.ToNanoseconds() == 1_000_000_000
+    assert "RetryInfo" not in details(to_status(errors.ReleaseError("old"), "r"))
+
+
 def test_an_unexpected_error_keeps_its_words_to_the_log() -> None:
     status = to_status(KeyError("/secret/path"), "r9")
     assert "secret" not in str(status)
     assert "r9" in status.message
+
+
+@pytest.mark.parametrize("character", ["x", "%", "é", "\U0001f600", "\ud800"])
+def test_a_sentence_that_quotes_a_caller_at_length_still_fits_beside_the_status(
+    character: str,
+) -> None:
+    status = to_status(errors.OptionError(f"Unknown solver {character * 20_000}"), "r1")
+    assert status.message.startswith("Unknown solver ") and status.message.endswith(" …")
+    # gRPC sends it twice: each byte as up to three, and in base64 with the details.
+    assert 3 * len(status.message.encode()) + 4 / 3 * status.ByteSize() < 8192

@@ -55,6 +55,24 @@ def test_the_file_is_read_anew_when_it_changes(tmp_path: Path) -> None:
     assert tokens.name("Bearer b") == "bert"
 
 
+@pytest.mark.parametrize("away", ["emptied", "commented out", "deleted"])
+def test_taking_away_the_last_token_lets_nobody_in(tmp_path: Path, away: str) -> None:
+    path = a_file(tmp_path, f"anna:{digest('a')}")
+    tokens = Tokens(path)
+    assert tokens.name("Bearer a") == "anna"
+    match away:
+        case "emptied":
+            path.write_text("")
+        case "deleted":
+            path.unlink()
+        case _:
+            a_file(tmp_path, f"# anna:{digest('a')}")
+    with pytest.raises(UnauthenticatedError, match="not known"):
+        tokens.name("Bearer a")
+    a_file(tmp_path, f"bert:{digest('b')}")
+    assert tokens.name("Bearer b") == "bert"
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [("anna", "line 1 of"), ("anna:abc", "NAME:SHA256"), ("", "has no token")],

@@ -41,8 +41,11 @@ def test_health_follows_the_trial(fault: Exception, caplog: pytest.LogCaptureFix
             grpc.aio.insecure_channel(address) as channel,
         ):
             assert await health(channel, SERVICE) == NOT_SERVING
+            # The server as a whole, for which probes ask by default.
+            assert await health(channel, "") == NOT_SERVING
             trial.fault = None
             await becomes(channel, SERVICE, SERVING)
+            assert await health(channel, "") == SERVING
             trial.fault = fault
             await becomes(channel, SERVICE, NOT_SERVING)
             await asyncio.sleep(0.1)

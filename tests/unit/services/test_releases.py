@@ -24,7 +24,7 @@ from services.common.settings import ServerSettings, WeightsSettings
 from services.common.weights import weights
 from vlmir.bundle import Bundle, digest_of, load_bundle
 from vlmir.config import load_preset
-from vlmir.errors import BundleError, OptionError, UnavailableError
+from vlmir.errors import BundleError, OptionError, ReleaseError, UnavailableError
 from vlmir.parts import build_unet
 from vlmir.registry import SAMPLER
 
@@ -132,7 +132,7 @@ def test_a_lease_outlives_the_switch(maker: Maker, bundles: list[Bundle]) -> Non
     releases.sweep()
     assert old.model.freed
     assert releases.names == ("small-1",)
-    with pytest.raises(UnavailableError, match=r"'small-0' is not held here.*'small-1'"):
+    with pytest.raises(ReleaseError, match=r"'small-0' is not held here.*'small-1'"):
         releases.lease("small-0").__enter__()
 
 

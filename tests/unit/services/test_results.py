@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 from services.common.store.folder import FolderStore
 from services.common.wire import Delivery
 from services.restorer import kept, results
-from services.restorer.kept import KeptResults, Order
-from services.restorer.results import Results, deliver
+from services.restorer.kept import KeptResults, Order, Pointer
+from services.restorer.results import Part, Results, deliver
+from tests.unit.services.stores import Hanging
 from vlmir.errors import DeadlineError, InputError, UnavailableError, VlmirError
 from vlmir.options import RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2
@@ -25,19 +28,19 @@ Reply = restorer_pb2.RestoreStreamResponse
 class Work:
     """Counts how often it is begun; ends when it is let."""
 
-    def __init__(self, *, fault: Exception | None = None) -> None:
+    def __init__(self, *, fault: Exception | None = None, degraded: bool = False) -> None:
         self.begun = self.closed = 0
         self.gate = asyncio.Event()
-        self._fault = fault
+        self._fault, self._degraded = fault, degraded
 
-    async def __call__(self) -> AsyncGenerator[Reply, None]:
+    async def __call__(self) -> AsyncGenerator[Part, None]:
         self.begun += 1
         try:
-            yield Reply(progress=image_pb2.Progress(step=1, steps=2))
+            yield Part(Reply(progress=image_pb2.Progress(step=1, steps=2)))
             await self.gate.wait()
             if self._fault is not None:
                 raise self._fault
-            yield Reply(result=a_result())
+            yield Part(Reply(result=a_result()), self._degraded)
         finally:
             self.closed += 1
 
@@ -63,6 +66,10 @@ async def last(
     deadline = None if within_s is None else time.monotonic() + within_s
     replies = [r async for r in results.replies(asked, release, work, deadline=deadline)]
     return replies[-1].result
+
+
+def stored(store: FolderStore, key: str) -> bool:
+    return KeptResults(store).find(key) is not None
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -202,6 +209,7 @@ def test_an_id_stands_for_one_order(store: FolderStore) -> None:
                 await last(shared, order("id", seed=1), work)
             work.gate.set()
             await running
+        await until(lambda: KeptResults(store).pointer("id") is not None)
         with pytest.raises(InputError, match="'id' was used"):
             await last(Results(KeptResults(store)), order("id", seed=1), Work())
 
@@ -213,6 +221,7 @@ def test_another_process_finds_the_result(store: FolderStore) -> None:
         work, idle = Work(), Work()
         work.gate.set()
         await last(Results(KeptResults(store)), order("first"), work)
+        await until(lambda: stored(store, order().key("tiny-1")))
         for name in ("first", "second", ""):
             found = await last(Results(KeptResults(store)), order(name), idle)
             reply = deliver(found, delivery(store))
@@ -236,7 +245,8 @@ def test_another_process_waits_for_who_is_computing(
         await asyncio.sleep(0.05)
         assert await other.get("id") is None  # still running
         work.gate.set()
-        assert (await first).image.store_uri == (await second).image.store_uri != ""
+        assert (await first).image.data == b"a picture"
+        assert (await second).image.store_uri != ""
         assert idle.begun == 0
         await until(lambda: not KeptResults(store).is_claimed(order().key("tiny-1")))
 
@@ -266,6 +276,7 @@ def test_the_same_id_is_answered_from_the_release_it_began_with(store: FolderSto
         work.gate.set()
         shared = Results(KeptResults(store))
         await last(shared, order("id"), work)
+        await until(lambda: stored(store, order().key("tiny-1")))
         await last(shared, order("id"), work, release="tiny-2")
         assert work.begun == 1
         await last(shared, order("new"), work, release="tiny-2")
@@ -279,8 +290,12 @@ def test_what_has_expired_is_computed_again(store: FolderStore) -> None:
         work = Work()
         work.gate.set()
         shared = Results(KeptResults(store))
-        result = await last(shared, order("id"), work)
-        store.delete(result.image.store_uri)
+        await last(shared, order("id"), work)
+        key = order().key("tiny-1")
+        await until(lambda: stored(store, key))
+        found = KeptResults(store).find(key)
+        assert found is not None
+        store.delete(found.image.store_uri)
         await last(shared, order("id"), work)
         assert work.begun == 2
 
@@ -300,11 +315,12 @@ def test_results_are_found_by_request(store: FolderStore, monkeypatch: pytest.Mo
         assert await shared.get("id") is None
         work.gate.set()
         result = await running
-        found = await shared.get("id")
+        assert await shared.get("id") is not None  # at once, and …
+        await until(lambda: stored(store, order().key("tiny-1")))
+        found = await Results(KeptResults(store)).get("id")  # … from elsewhere
         assert found is not None
-        assert found.image.store_uri == result.image.store_uri
         assert deliver(found, delivery(store)).report == result.report
-        KeptResults(store).point(order("dead", seed=9), "ab" * 32)
+        KeptResults(store).point("dead", Pointer.to(order(seed=9), "ab" * 32))
         assert await shared.get("dead") is None  # just begun
         await asyncio.sleep(0.25)
         with pytest.raises(InputError, match="was not finished"):
@@ -326,6 +342,125 @@ def test_a_store_that_fails_is_done_without(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         KeptResults(broken).claim("key")
     run(test)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Hanging]:
+    store = Hanging(tmp_path / "store")
+    yield store
+    store.gate.set()
+
+
+def test_a_store_that_hangs_is_done_without(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_ASK_S", 0.05)
+
+    async def test() -> None:
+        shared, work = Results(KeptResults(hanging)), Work()
+        work.gate.set()
+        assert (await last(shared, order("id"), work)).image.data == b"a picture"
+        asked, began = hanging.asked, time.monotonic()
+        assert (await last(shared, order("other", seed=1), work)).image.data == b"a picture"
+        assert (hanging.asked, time.monotonic() - began < 0.04) == (asked, True)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 1), 1) == 1  # threads are free
+        with pytest.raises(DeadlineError):
+            await shared.get("id", deadline=time.monotonic() + 0.02)
+
+    run(test)
+
+
+def test_a_result_is_handed_out_before_it_is_kept(tmp_path: Path) -> None:
+    class Slow(KeptResults):
+        gate = threading.Event()
+
+        def keep(self, key: str, result: restorer_pb2.RestoreResult) -> restorer_pb2.RestoreResult:
+            assert self.gate.wait(20)
+            return super().keep(key, result)
+
+    store = FolderStore(tmp_path / "store", "vlmir", [], {})
+
+    async def test() -> None:
+        shared, work, key = Results(Slow(store)), Work(), order().key("tiny-1")
+        work.gate.set()
+        try:
+            assert (await last(shared, order("id"), work)).image.data == b"a picture"
+            assert (await last(shared, order("id2"), work)).image.data == b"a picture"
+            found = await shared.get("id")
+            assert found is not None and found.image.data == b"a picture"
+            assert work.begun == 1
+            await until(lambda: KeptResults(store).is_claimed(key))  # others wait for it
+        finally:
+            Slow.gate.set()
+        await until(lambda: stored(store, key))
+        await until(lambda: not KeptResults(store).is_claimed(key))
+
+    run(test)
+
+
+def test_a_degraded_result_is_for_its_own_request_only(store: FolderStore) -> None:
+    async def test() -> None:
+        shared, work, better = Results(KeptResults(store)), Work(degraded=True), Work()
+        better.gate.set()
+        both = [asyncio.create_task(last(shared, order(name), work)) for name in ("id", "too")]
+        await until(lambda: work.begun == 1)
+        await asyncio.sleep(0.02)
+        work.gate.set()
+        await asyncio.gather(*both)
+        assert await shared.get("id") is not None
+        await until(lambda: all(stored(store, order(name).own_key) for name in ("id", "too")))
+        assert not stored(store, order().key("tiny-1"))
+        for name in ("id", "too"):
+            elsewhere = Results(KeptResults(store))
+            assert (await last(elsewhere, order(name), better)).image.store_uri
+            assert await elsewhere.get(name) is not None
+        assert better.begun == 0
+        await last(Results(KeptResults(store)), order("new"), better)
+        assert (work.begun, better.begun) == (1, 1)
+
+    run(test)
+
+
+def test_who_wants_previews_does_not_join_who_wants_none() -> None:
+    async def test() -> None:
+        shared, plain, seeing = Results(None), Work(), Work()
+        first = asyncio.create_task(last(shared, order(), plain))
+        await until(lambda: plain.begun == 1)
+        for work in (plain, seeing):
+            work.gate.set()
+        replies = shared.replies(order(), "tiny-1", seeing, deadline=None, previews=True)
+        assert len([reply async for reply in replies]) == 2
+        await first
+        assert (plain.begun, seeing.begun) == (1, 1)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "nonsense", '{"image": 7}', '{"key": 1}', '{"owner": 1, "expires": null}']
+)
+def test_what_cannot_be_read_is_absent(store: FolderStore, text: str) -> None:
+    kept_results = KeptResults(store)
+    for kind, name in (
+        ("keys", "key"),
+        ("claims", "key"),
+        ("requests", hashlib.sha256(b"id").hexdigest()),
+    ):
+        store.put_named(f"results/{kind}/{name}.json", text.encode())
+    assert kept_results.find("key") is None
+    assert kept_results.pointer("id") is None
+    assert not kept_results.is_claimed("key")
+
+
+def test_records_of_a_newer_version_are_read(store: FolderStore, tmp_path: Path) -> None:
+    kept_results = KeptResults(store)
+    kept_results.keep("key", a_result())
+    kept_results.point("id", Pointer.to(order(), "key"))
+    for path in (tmp_path / "store").rglob("*.json"):
+        path.write_text('{"novel": {"a": 1}, ' + path.read_text()[1:])
+    assert kept_results.find("key") is not None
+    pointer = kept_results.pointer("id")
+    assert pointer is not None and pointer.key == "key"
 
 
 def delivery(store: FolderStore, *, asked: bool = False) -> Delivery:

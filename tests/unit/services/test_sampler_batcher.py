@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.sampler import batcher as module
 from services.sampler.batcher import Batcher
 from services.sampler.job import Sampled, Task
+from services.sampler.model import load_model
 from tests.unit.services.sampler_tools import (
     Watched,
     alone,
@@ -23,6 +27,7 @@ from tests.unit.services.sampler_tools import (
     task,
     until,
 )
+from vlmir.bundle import load_bundle
 from vlmir.errors import (
     DeadlineError,
     OptionError,
@@ -371,3 +376,34 @@ def test_it_survives_a_consumer_whose_event_loop_was_closed(watched: Watched) ->
             asyncio.run(begin(batcher))
         pixels = asyncio.run(sampled(batcher, task(watched.sampler, seed=1)))
     assert np.isfinite(pixels).all()
+
+
+def test_while_it_idles_it_holds_no_model_and_no_picture(small_bundle_folder: Path) -> None:
+    sampler = load_model(load_bundle(small_bundle_folder))
+    wanted = task(sampler, steps=2)
+    kept = [weakref.ref(sampler), weakref.ref(wanted)]
+    with batching() as batcher:
+        asyncio.run(sampled(batcher, wanted))
+        del sampler, wanted
+        end = time.monotonic() + 5
+        while any(ref() is not None for ref in kept):
+            assert time.monotonic() < end, "the last job is still held"
+            gc.collect()
+            time.sleep(0.01)
+
+
+def test_when_its_thread_dies_it_says_so_to_all(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    with batching() as batcher:
+        batcher.check()
+        monkeypatch.setattr(module, "pick", broken)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                asyncio.run(sampled(batcher, task(watched.sampler)))
+        with pytest.raises(UnavailableError):
+            batcher.check()
+    assert "a bug" in caplog.text

@@ -27,6 +27,7 @@ from services.restorer.stages import (
     RemoteSampler,
     SamplerTraits,
 )
+from services.sampler.traits import traits
 from tests.integration.calls import free_port
 from tests.small import small_preset
 from tests.unit.services.stage_servers import (
@@ -35,7 +36,6 @@ from tests.unit.services.stage_servers import (
     Servers,
     cluster,
     depth,
-    preset_file,
     running_services,
     stub_at,
     wait_for_depth,
@@ -83,11 +83,6 @@ def library(small_bundle_folder: Path) -> Restorer:
     return Restorer.load(small_bundle_folder)
 
 
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return preset_file(tmp_path_factory.mktemp("preset"))
-
-
 @contextmanager
 def served_by(servicer: Any, add: Any) -> Iterator[tuple[str, grpc.Server]]:
     """A server of our own making, on a free port."""
@@ -106,14 +101,19 @@ def picture(height: int = 40, width: int = 56, seed: int = 0) -> npt.NDArray[np.
 
 
 def sampler_at(stub: SamplerServiceStub, run: Run | None = None, **changed: Any) -> RemoteSampler:
-    arguments: dict[str, Any] = {
-        "release": RELEASE,
-        "traits": SamplerTraits.of(small_preset()),
-        "solvers": ("ddim",),
-        "max_bytes": 10**8,
-        **changed,
-    }
+    arguments = {"release": RELEASE, "traits": traits_of(small_preset()), **changed}
     return RemoteSampler(stub, run or Run(None), **arguments)
+
+
+def traits_of(preset: Preset, *, max_bytes: int = 10**8) -> SamplerTraits:
+    """What a sampler of an architecture tells."""
+    info = traits(without_weights(preset))
+    info.service.limits.max_message_bytes = max_bytes
+    return SamplerTraits.of(info)
+
+
+def without_weights(preset: Preset) -> DiffusionSampler:
+    return DiffusionSampler(cast(UNet, UnetWithoutWeights(preset)), preset.sampler)
 
 
 def captioner_at(stub: CaptionerServiceStub, run: Run | None = None) -> RemoteCaptioner:
@@ -122,8 +122,8 @@ def captioner_at(stub: CaptionerServiceStub, run: Run | None = None) -> RemoteCa
     )
 
 
-def choice_of(servers: Servers, preset: str) -> Choice:
-    with cluster(servers, preset) as made:
+def choice_of(servers: Servers) -> Choice:
+    with cluster(servers) as made:
         return made.choose()
 
 
@@ -132,11 +132,11 @@ def choice_of(servers: Servers, preset: str) -> Choice:
 
 @pytest.mark.parametrize("size", [(40, 56), (20, 300), (200, 180)])
 def test_the_pipeline_over_services_restores_as_the_library(
-    servers: Servers, preset: str, library: Restorer, size: tuple[int, int]
+    servers: Servers, library: Restorer, size: tuple[int, int]
 ) -> None:
     levels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     options = RestoreOptions(steps=2, realism=1, seed=5, degradation="noisy")
-    with cluster(servers, preset) as made:
+    with cluster(servers) as made:
         restorer = made.restorer(made.choose(), Run(None))
         restored = restorer.restore(levels, options)
     expected = library.restore(levels, options)
@@ -172,13 +172,15 @@ class UnetWithoutWeights:
 @pytest.mark.parametrize("name", ["small", "tiny", "base", "daclip"])
 def test_tiles_are_cut_as_by_the_library(name: str) -> None:
     preset = small_preset() if name == "small" else load_preset(name)
-    sampler = DiffusionSampler(cast(UNet, UnetWithoutWeights(preset)), preset.sampler)
-    traits = SamplerTraits.of(preset)
-    assert traits.most_steps == sampler.most_steps
-    assert traits.reads_captions == sampler.reads_captions
+    sampler, told = without_weights(preset), traits_of(preset)
+    assert told.most_steps == sampler.most_steps
+    assert told.reads_captions == sampler.reads_captions
+    assert told.solvers == sampler.solvers
+    nothing_chosen = sampler.plan(RestoreOptions())
+    assert (told.solver, told.steps) == (nothing_chosen.solver, nothing_chosen.steps)
     for size in ((40, 56), (1000, 700), (333, 2111)):
         for tile in (None, 0, 128, 300):
-            ours, theirs = traits.tile_plan(*size, tile), sampler.tile_plan(*size, tile)
+            ours, theirs = told.tile_plan(*size, tile), sampler.tile_plan(*size, tile)
             assert ours.windows == theirs.windows
 
 
@@ -220,9 +222,9 @@ def long_plan() -> Plan:
 # Failures
 
 
-def test_a_release_that_is_not_held_any_more(servers: Servers, preset: str) -> None:
-    traits = choice_of(servers, preset).embedder
-    assert isinstance(traits, EmbedderTraits)
+def test_a_release_that_is_not_held_any_more(servers: Servers) -> None:
+    known = choice_of(servers).embedder
+    assert isinstance(known, EmbedderTraits)
     with (
         stub_at(servers.captioner, CaptionerServiceStub) as captioner,
         stub_at(servers.embedder, EmbedderServiceStub) as embedder,
@@ -233,16 +235,16 @@ def test_a_release_that_is_not_held_any_more(servers: Servers, preset: str) -> N
         with pytest.raises(ReleaseGone):
             old.caption(picture())
         with pytest.raises(ReleaseGone):
-            RemoteEmbedder(embedder, run, release="old-1", traits=traits).embed_image(picture())
+            RemoteEmbedder(embedder, run, release="old-1", traits=known).embed_image(picture())
         with pytest.raises(ReleaseGone):
             finish(sampler_at(sampler, release="old-1").sample([picture()], [NOTHING], [0], PLAN))
 
 
-def test_labels_are_known_without_a_call(servers: Servers, preset: str) -> None:
-    traits = choice_of(servers, preset).embedder
-    assert isinstance(traits, EmbedderTraits)
+def test_labels_are_known_without_a_call(servers: Servers) -> None:
+    known = choice_of(servers).embedder
+    assert isinstance(known, EmbedderTraits)
     with stub_at(f"127.0.0.1:{free_port()}", EmbedderServiceStub) as nobody:
-        embedder = RemoteEmbedder(nobody, Run(None), release=RELEASE, traits=traits)
+        embedder = RemoteEmbedder(nobody, Run(None), release=RELEASE, traits=known)
         assert embedder.embed_label("hazy") != embedder.embed_label("noisy")
         with pytest.raises(OptionError, match="'foggy'"):
             embedder.embed_label("foggy")
@@ -250,7 +252,7 @@ def test_labels_are_known_without_a_call(servers: Servers, preset: str) -> None:
 
 def test_a_picture_too_big_for_a_message(servers: Servers) -> None:
     with stub_at(servers.sampler, SamplerServiceStub) as stub:
-        sampler = sampler_at(stub, max_bytes=(1 << 16) + 12 * 100)
+        sampler = sampler_at(stub, traits=traits_of(small_preset(), max_bytes=(1 << 16) + 12 * 100))
         with pytest.raises(LimitError, match="56 × 40 pixels; the sampler takes at most 100"):
             finish(sampler.sample([picture()], [NOTHING], [0], PLAN))
 
@@ -330,8 +332,8 @@ class Stuck(SamplerServiceServicer):
 
     def Sample(self, request: Any, context: Any) -> Iterator[sampler_pb2.SampleResponse]:
         context.add_callback(self._over.set)
-        yield sampler_pb2.SampleResponse(progress=image_pb2.Progress(step=1, steps=3, share=1 / 3))
         self.begun.set()
+        yield sampler_pb2.SampleResponse(progress=image_pb2.Progress(step=1, steps=3, share=1 / 3))
         self._over.wait(PATIENCE_S)
 
 
@@ -340,9 +342,9 @@ def test_a_call_lost_with_its_server_goes_to_another(servers: Servers) -> None:
     with served_by(stuck, add_SamplerServiceServicer_to_server) as (address, server):
         both = f"ipv4:{address},{servers.sampler}"
         with stub_at(both, SamplerServiceStub) as stub:
-            steps = sampler_at(stub).sample([picture()], [NOTHING], [0], PLAN)
-            assert next(steps).step == 1
-            assert stuck.begun.wait(PATIENCE_S)
+            while not stuck.begun.is_set():  # they are called in turn
+                steps = sampler_at(stub).sample([picture()], [NOTHING], [0], PLAN)
+                assert next(steps).step == 1
             server.stop(None)
             assert [step.step for step in steps] == [1, 2, 3]
 
@@ -388,8 +390,8 @@ def test_the_newest_release_that_all_hold(
     assert newest(sampler, embedder, captioner) == chosen
 
 
-def test_what_is_known_of_the_services(servers: Servers, preset: str) -> None:
-    with cluster(servers, preset) as made:
+def test_what_is_known_of_the_services(servers: Servers) -> None:
+    with cluster(servers) as made:
         choice = made.choose()
         assert made.infos() is made.infos()  # not asked at every request
     assert choice.release == RELEASE
@@ -397,15 +399,15 @@ def test_what_is_known_of_the_services(servers: Servers, preset: str) -> None:
     assert choice.captioner == 32
 
 
-def test_services_that_are_missing(servers: Servers, preset: str) -> None:
+def test_services_that_are_missing(servers: Servers) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     with (
-        cluster(servers, preset, sampler=nobody) as made,
+        cluster(servers, sampler=nobody) as made,
         pytest.raises(UnavailableError, match="The sampler"),
     ):
         made.choose()
     with (
-        cluster(servers, preset, embedder=nobody) as made,
+        cluster(servers, embedder=nobody) as made,
         pytest.raises(UnavailableError, match="The embedder"),
     ):
         made.choose()
@@ -414,7 +416,7 @@ def test_services_that_are_missing(servers: Servers, preset: str) -> None:
         ({"captioner": nobody}, "The captioner"),
         ({"captioner": ""}, "no captioner"),
     ):
-        with cluster(servers, preset, **settings) as made:
+        with cluster(servers, **settings) as made:
             restorer = made.restorer(made.choose(), Run(None))
             report = restorer.restore(picture_levels(), RestoreOptions()).report
         assert any(warned in warning for warning in report.warnings)
@@ -427,11 +429,11 @@ def picture_levels() -> npt.NDArray[np.uint8]:
 
 
 def test_without_the_embedder_the_null_conditions_steer(
-    servers: Servers, preset: str, library: Restorer, small_bundle_folder: Path
+    servers: Servers, library: Restorer, small_bundle_folder: Path
 ) -> None:
     nobody = f"127.0.0.1:{free_port()}"
     levels = picture_levels()
-    with cluster(servers, preset, embedder=nobody, allow_unconditioned=True) as made:
+    with cluster(servers, embedder=nobody, allow_unconditioned=True) as made:
         restored = made.restorer(made.choose(), Run(None)).restore(levels, RestoreOptions(steps=2))
     bundle = load_bundle(small_bundle_folder)
     sampler = DiffusionSampler(build_unet(bundle), bundle.preset.sampler)
@@ -449,3 +451,8 @@ def test_without_the_embedder_the_null_conditions_steer(
 def test_an_embedder_must_say_how_it_looks() -> None:
     with pytest.raises(VlmirError, match="how it scales"):
         EmbedderTraits.of(embedder_pb2.EmbedderServiceInfoResponse())
+
+
+def test_a_sampler_must_say_how_it_cuts() -> None:
+    with pytest.raises(VlmirError, match="how it cuts"):
+        SamplerTraits.of(sampler_pb2.SamplerServiceInfoResponse())

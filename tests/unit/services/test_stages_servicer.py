@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,29 +12,25 @@ import grpc
 import numpy as np
 import pytest
 
-from services.common.server import Server
-from services.common.settings import ServerSettings
 from services.common.store.folder import FolderStore
-from services.common.work import WorkQueue
+from services.restorer import cluster_servicer, results
 from services.restorer.cluster import Choice, Cluster
-from services.restorer.cluster_servicer import ClusterServicer
 from services.restorer.settings import ClusterSettings
 from tests.integration.calls import free_port
 from tests.unit.services.harness import SmallRestorer, running_server
 from tests.unit.services.stage_servers import (
-    PATIENCE_S,
     RELEASE,
     Servers,
-    preset_file,
+    restorer,
     running_services,
     stub_at,
     wait_for_depth,
 )
+from tests.unit.services.stores import Hanging
 from vlmir.image import Image, decode, encode
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import (
     RestorerServiceStub,
-    add_RestorerServiceServicer_to_server,
 )
 from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
 
@@ -49,9 +42,8 @@ def servers(small_bundle_folder: Path) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def settings(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> ClusterSettings:
-    preset = preset_file(tmp_path_factory.mktemp("preset"))
-    return ClusterSettings(**vars(servers), preset=preset)
+def settings(servers: Servers) -> ClusterSettings:
+    return ClusterSettings(**vars(servers))
 
 
 @pytest.fixture
@@ -73,43 +65,6 @@ class Late(Cluster):
 
 class Deaf(Late):
     hears = False
-
-
-@contextmanager
-def restorer(
-    settings: ClusterSettings,
-    store: FolderStore | None = None,
-    kind: type[Cluster] = Cluster,
-) -> Iterator[RestorerServiceStub]:
-    """A server in a thread."""
-    ready, stop = threading.Event(), threading.Event()
-    address: list[str] = []
-
-    async def serve() -> None:
-        cluster, work = kind(settings), WorkQueue(workers=2, waiting=2)
-        servicer = ClusterServicer(cluster, work, limit_s=60, store=store)
-        server = Server(
-            ["vlmir.v1.RestorerService"],
-            lambda one: add_RestorerServiceServicer_to_server(servicer, one),
-            settings=ServerSettings(port=0, grace_s=1),
-            limits=cluster.limits,
-        )
-        address.append(await server.start())
-        ready.set()
-        await asyncio.to_thread(stop.wait)
-        await server.stop()
-        await asyncio.to_thread(work.close)
-        cluster.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        assert ready.wait(PATIENCE_S)
-        with stub_at(address[0], RestorerServiceStub) as stub:
-            yield stub
-    finally:
-        stop.set()
-        thread.join(PATIENCE_S)
 
 
 def picture(side: int = 40) -> bytes:
@@ -201,3 +156,42 @@ def test_the_embedded_server_keeps_no_results() -> None:
             stub.GetResult(restorer_pb2.GetResultRequest(request_id="id"))
     assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "keeps no results" in told.value.details()
+
+
+def test_a_result_is_not_lost_in_a_store_that_hangs(
+    settings: ClusterSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_ASK_S", 0.05)
+    monkeypatch.setattr(cluster_servicer, "_LINK_S", 0.1)
+    store = Hanging(tmp_path / "store")
+    try:
+        with restorer(settings, store) as stub:
+            asked = request()
+            asked.request_id, asked.store_result = "id", True
+            result = stub.Restore(asked, timeout=20).result
+            assert decode(result.image.data).width == 40
+            assert "not by link: the store is too slow" in result.report.warnings[-1]
+            asked = request()
+            asked.image.uri, asked.time_budget_ms = "s3://vlmir/results/x.png", 100
+            with pytest.raises(grpc.RpcError) as told:
+                stub.Restore(asked, timeout=20)
+            store.gate.set()
+    finally:
+        store.gate.set()
+    assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_picture_without_its_caption_is_not_kept_for_others(
+    settings: ClusterSettings, store: FolderStore
+) -> None:
+    lame = settings.model_copy(update={"captioner": f"127.0.0.1:{free_port()}"})
+    with restorer(lame, store) as stub:
+        asked = request()
+        asked.request_id = "id"
+        report = stub.Restore(asked).result.report
+        assert report.caption == "" and "without a caption" in report.warnings[0]
+    with restorer(settings, store) as stub:
+        again = request()
+        assert stub.Restore(again).result.report.caption
+        again.request_id = "id"
+        assert stub.Restore(again).result.report.caption == ""

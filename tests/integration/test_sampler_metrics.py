@@ -1,0 +1,99 @@
+"""What the sampler shows Prometheus, after real requests side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from services.common.tensors import to_message
+from services.sampler import batcher
+from services.sampler.server import SERVICE, running
+from services.sampler.settings import SamplerSettings
+from tests.integration.calls import NOT_SERVING, SERVING, becomes, free_port, health, metrics
+from vlmir.v1 import sampler_pb2
+from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
+
+REQUESTS, STEPS = 6, 5
+
+
+def request(**options: Any) -> sampler_pb2.SampleRequest:
+    pixels = np.random.default_rng(0).random((3, 40, 56), np.float32)
+    return sampler_pb2.SampleRequest(
+        pixels=to_message(pixels), options=sampler_pb2.SampleOptions(**options)
+    )
+
+
+async def sampled(stub: Any, **options: Any) -> None:
+    *_, last = [reply async for reply in stub.Sample(request(**options), timeout=20)]
+    assert last.HasField("result")
+
+
+def test_requests_side_by_side_share_network_calls_and_that_is_counted(
+    small_bundle_folder: Path,
+) -> None:
+    port = free_port()
+
+    async def whole() -> dict[str, float]:
+        settings = SamplerSettings(port=0, bundle=str(small_bundle_folder), metrics_port=port)
+        async with (
+            running(settings) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub = SamplerServiceStub(channel)
+            await asyncio.gather(*(sampled(stub, steps=STEPS) for _ in range(REQUESTS)))
+            return await asyncio.to_thread(metrics, port)
+
+    counted = asyncio.run(whole())
+    batches = counted['vlmir_batches_total{kind="window"}']
+    windows = counted['vlmir_batch_items_total{kind="window"}']
+    assert windows == REQUESTS * STEPS
+    assert counted["vlmir_batch_mean_windows"] == windows / batches > 1
+    assert counted["vlmir_steps_total"] == REQUESTS * STEPS
+    assert counted["vlmir_queue_depth"] == counted["vlmir_active"] == 0
+    assert counted["vlmir_batch_retries_total"] == counted["vlmir_refused_release"] == 0
+    assert counted["vlmir_promotions_total"] == 0
+    assert counted['vlmir_release_info{release="small-1"}'] == 1
+
+
+def test_a_sampler_that_samples_no_more_is_not_serving(
+    small_bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    async def whole() -> None:
+        settings = SamplerSettings(port=0, bundle=str(small_bundle_folder))
+        async with (
+            running(settings) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            assert await health(channel, SERVICE) == SERVING
+            monkeypatch.setattr(batcher, "pick", broken)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await sampled(SamplerServiceStub(channel))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await becomes(channel, SERVICE, NOT_SERVING)
+            assert await health(channel, "") == NOT_SERVING
+
+    asyncio.run(whole())
+
+
+def test_a_very_long_option_is_the_callers_fault(small_bundle_folder: Path) -> None:
+    async def whole() -> None:
+        settings = SamplerSettings(port=0, bundle=str(small_bundle_folder))
+        async with (
+            running(settings) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            for solver in ("x" * 20_000, "\U0001f600" * 20_000):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await sampled(SamplerServiceStub(channel), solver=solver)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert "Unknown solver" in (caught.value.details() or "")
+
+    asyncio.run(whole())
