@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vlmir.bundle import FORMAT, PARTS, REQUIRED, Bundle, digest_of
 from vlmir.config import Preset
@@ -53,7 +54,7 @@ def build_captioner(bundle: Bundle) -> BlipCaptioner:
         raise BundleError(
             f"The captioner in {bundle.folder} knows {words} word pieces, its tokenizer {tokenizer.vocab_size}."
         )
-    with _no_init():
+    with _WithoutInit():
         blip = build_blip(
             bundle.preset.captioner,
             words or tokenizer.vocab_size,
@@ -235,8 +236,24 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
-def _no_init() -> Any:
-    """Skip random initialisation of weights that are loaded a moment later."""
-    from transformers.initialization import no_init_weights
+class _WithoutInit(TorchFunctionMode):
+    """Skips random initialisation of weights that are loaded a moment later, in this thread alone.
 
-    return no_init_weights()
+    transformers' ``no_init_weights`` replaces ``torch.nn.init`` for the whole process: two threads that load at once
+    put each other's replacements back, and every network built later is left uninitialised.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_)
