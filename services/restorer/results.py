@@ -34,7 +34,10 @@ _PAUSE_S = 5.0
 _ASK_S = 2.0
 """For so long a request waits for a small object of the store; then the store has failed."""
 _KEEP_S = 60.0
-"""What a picture may take to be stored; nobody waits for it."""
+"""What a picture may take to be stored."""
+_NOT_KEPT = (
+    "The server's store does not answer: this result cannot be asked for again by its request id."
+)
 
 
 class Part(NamedTuple):
@@ -43,6 +46,15 @@ class Part(NamedTuple):
     reply: Reply
     degraded: bool = False
     """Whether it is a result that was made without a stage that will be back: for others it is computed anew."""
+    stored: asyncio.Task[bool] | None = None
+    """Stores the result, and tells whether it could; None: it lies in the store, or is no result."""
+
+
+class _Named(NamedTuple):
+    """What a request's id stands for, while that is being stored."""
+
+    pointer: Pointer
+    stored: asyncio.Task[bool]
 
 
 class Results:
@@ -58,11 +70,11 @@ class Results:
         self._storing = storing or Storing()
         self._flights = Flights[Part]()
         # What is on its way to the store.
-        self._held: dict[str, Result] = {}
-        self._pointers: dict[str, Pointer] = {}
+        self._held: dict[str, Part] = {}
+        self._pointers: dict[str, _Named] = {}
         self._named: dict[str, str] = {}
         self._waiting = Counter[str]()
-        self._tasks = set[asyncio.Task[None]]()
+        self._tasks = set[asyncio.Task[Any]]()
         self._pause = 0.0
 
     async def replies(
@@ -76,8 +88,9 @@ class Results:
     ) -> AsyncGenerator[Reply, None]:
         """The replies to a request: those of ``start``, or of whoever began or finished the same.
 
-        A result has its picture's bytes, or says in ``image.store_uri`` where they lie. It is handed out before it is
-        stored.
+        A result has its picture's bytes, or says in ``image.store_uri`` where they lie. With a request id it is handed
+        out when it can be asked for again, also after a crash of this process, or else with a warning; without one, at
+        once.
 
         Args:
             order: What is asked for.
@@ -94,19 +107,21 @@ class Results:
         key = order.key(release)
         with self._naming(order):
             async with until(deadline):
-                earlier = await self._earlier(order, key) or self._held.get(key)
+                earlier, named = await self._earlier(order, key)
+            earlier = earlier or self._held.get(key)
             if earlier is not None:
-                yield Reply(result=earlier)
+                yield await self._last(order, earlier, named, deadline)
                 return
             flight = f"{key} with previews" if previews else key
             parts = self._flights.join(flight, lambda: self._compute(key, start), deadline=deadline)
             async with aclosing(parts):
                 async for part in parts:
                     if part.degraded:
-                        self._keep_own(order, part.reply.result)
-                    yield part.reply
+                        part = part._replace(stored=self._keep_own(order, part.reply))
                     if part.reply.HasField("result"):
+                        yield await self._last(order, part, named, deadline)
                         return  # whatever the time is when the computation ends
+                    yield part.reply
 
     async def get(self, request_id: str, *, deadline: float | None = None) -> Result | None:
         """The result of an earlier request; None: it is being computed.
@@ -131,13 +146,15 @@ class Results:
 
     def _look(self, kept: KeptResults, request_id: str) -> Result | None:
         """What the store knows of a request; blocks."""
-        pointer = self._pointers.get(request_id) or kept.pointer(request_id)
+        named = self._pointers.get(request_id)
+        pointer = named.pointer if named else kept.pointer(request_id)
         if pointer is None:
             raise InputError(
                 f"No request {request_id!r} is known; it was never sent, or its result has expired."
             )
         for key in (pointer.key, own_key(request_id, pointer.fingerprint)):
-            found = self._held.get(key) or kept.find(key)
+            held = self._held.get(key)
+            found = held.reply.result if held else kept.find(key)
             if found is not None:
                 return found
         if pointer.is_new or kept.is_claimed(pointer.key):
@@ -162,38 +179,53 @@ class Results:
             if not self._waiting[name]:
                 del self._waiting[name], self._named[name]
 
-    async def _earlier(self, order: Order, key: str) -> Result | None:
-        """What the same id was answered with before; from now on it stands for ``key``."""
-        kept = self._kept
-        if kept is None or not order.request_id:
-            return None
-        pointer = self._pointers.get(order.request_id)
-        pointer = pointer or await self._try(kept.pointer, order.request_id)
+    async def _earlier(self, order: Order, key: str) -> tuple[Part | None, _Named | None]:
+        """What the same id was answered with before, and what it stands for where that is not stored yet."""
+        kept, name = self._kept, order.request_id
+        if kept is None or not name:
+            return None, None
+        named = self._pointers.get(name)
+        pointer = named.pointer if named else await self._try(kept.pointer, name)
         if pointer is not None:
             _check_same(order, pointer.fingerprint)
-            for name in (pointer.key, order.own_key):
-                if name == key:
+            for one in (pointer.key, order.own_key):
+                if one == key:
                     continue  # it is looked for anyway
-                found = self._held.get(name) or await self._try(kept.find, name)
+                found = self._held.get(one) or _part(await self._try(kept.find, one))
                 if found is not None:
-                    return found
+                    return found, named
             if pointer.key == key:
-                return None
-        self._point(kept, order, key)
-        return None
+                return None, named
+        return None, self._point(kept, order, key)
 
-    def _point(self, kept: KeptResults, order: Order, key: str) -> None:
+    def _point(self, kept: KeptResults, order: Order, key: str) -> _Named:
         """Let a request's id stand for ``key``; until that is stored, it is known here."""
-        name = order.request_id
-        pointer = self._pointers[name] = Pointer.to(order, key)
+        name, pointer = order.request_id, Pointer.to(order, key)
 
-        async def store() -> None:
+        async def store() -> bool:
             try:
-                await self._try(kept.point, name, pointer)
+                return await self._does(kept.point, name, pointer)
             finally:
                 self._pointers.pop(name, None)
 
-        self._spawn(store())
+        named = self._pointers[name] = _Named(pointer, self._spawn(store()))
+        return named
+
+    async def _last(
+        self, order: Order, part: Part, named: _Named | None, deadline: float | None
+    ) -> Reply:
+        """A request's result; if it has an id, when it can be found by that."""
+        stores = [one.stored for one in (part, named) if one is not None and one.stored is not None]
+        if not order.request_id or not stores:
+            return part.reply
+        left = _ASK_S if deadline is None else min(_ASK_S, max(0, deadline - time.monotonic()))
+        done, late = await asyncio.wait(stores, timeout=left)
+        if not late and all(one.result() for one in done):
+            return part.reply
+        reply = Reply()
+        reply.CopyFrom(part.reply)
+        reply.result.report.warnings.append(_NOT_KEPT)
+        return reply
 
     async def _compute(
         self, key: str, start: Callable[[], AsyncGenerator[Part, None]]
@@ -214,7 +246,7 @@ class Results:
             async with aclosing(start()) as parts:
                 async for part in parts:
                     if part.reply.HasField("result") and not part.degraded:
-                        self._hold(kept, key, part.reply.result, done)
+                        part = part._replace(stored=self._hold(kept, key, part.reply, done))
                     yield part
         finally:
             if key not in self._held:
@@ -238,25 +270,38 @@ class Results:
         await self._try(kept.unclaim, key)
 
     def _hold(
-        self, kept: KeptResults, key: str, result: Result, done: asyncio.Event | None = None
-    ) -> None:
+        self, kept: KeptResults, key: str, reply: Reply, done: asyncio.Event | None = None
+    ) -> asyncio.Task[bool]:
         """Store a result; until it is, it is known here."""
-        self._held[key] = result
 
-        async def store() -> None:
+        async def store() -> bool:
             try:
-                await self._try(kept.keep, key, result, most_s=_KEEP_S)
+                return await self._does(kept.keep, key, reply.result, most_s=_KEEP_S)
             finally:
                 self._held.pop(key, None)
                 if done is not None:
                     done.set()
 
-        self._spawn(store())
+        task = self._spawn(store())
+        self._held[key] = Part(reply, stored=task)
+        return task
 
-    def _keep_own(self, order: Order, result: Result) -> None:
+    def _keep_own(self, order: Order, reply: Reply) -> asyncio.Task[bool] | None:
         """Store a degraded result for the request that got it, and for no other."""
-        if self._kept is not None and order.request_id:
-            self._hold(self._kept, order.own_key, result)
+        if self._kept is None or not order.request_id:
+            return None
+        return self._hold(self._kept, order.own_key, reply)
+
+    async def _does(
+        self, method: Callable[..., object], *arguments: Any, most_s: float | None = None
+    ) -> bool:
+        """Whether the store did what it was told."""
+
+        def told() -> bool:
+            method(*arguments)
+            return True
+
+        return await self._try(told, most_s=most_s) is not None
 
     async def _try(
         self, method: Callable[..., T], *arguments: Any, most_s: float | None = None
@@ -273,10 +318,11 @@ class Results:
             log.warning("the store is done without for %.0f s: %s", _PAUSE_S, why)
             return None
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself would let it be collected
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def deliver(
@@ -307,6 +353,11 @@ def deliver(
     for name in ("store_uri", "sha256", "size"):
         image.ClearField(name)
     return reply
+
+
+def _part(result: Result | None) -> Part | None:
+    """A result that lies in the store."""
+    return None if result is None else Part(Reply(result=result))
 
 
 def _check_same(order: Order, fingerprint: str) -> None:

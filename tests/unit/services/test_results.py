@@ -315,8 +315,7 @@ def test_results_are_found_by_request(store: FolderStore, monkeypatch: pytest.Mo
         assert await shared.get("id") is None
         work.gate.set()
         result = await running
-        assert await shared.get("id") is not None  # at once, and …
-        await until(lambda: stored(store, order().key("tiny-1")))
+        assert await shared.get("id") is not None  # here, and …
         found = await Results(KeptResults(store)).get("id")  # … from elsewhere
         assert found is not None
         assert deliver(found, delivery(store)).report == result.report
@@ -338,6 +337,7 @@ def test_a_store_that_fails_is_done_without(tmp_path: Path) -> None:
         work.gate.set()
         result = await last(Results(KeptResults(broken)), order("id"), work)
         assert result.image.data == b"a picture"
+        assert "cannot be asked for again" in result.report.warnings[0]
 
     with pytest.raises(UnavailableError):
         KeptResults(broken).claim("key")
@@ -370,30 +370,77 @@ def test_a_store_that_hangs_is_done_without(
     run(test)
 
 
-def test_a_result_is_handed_out_before_it_is_kept(tmp_path: Path) -> None:
-    class Slow(KeptResults):
-        gate = threading.Event()
+class Slow(KeptResults):
+    """Keeps results when it is let."""
 
-        def keep(self, key: str, result: restorer_pb2.RestoreResult) -> restorer_pb2.RestoreResult:
-            assert self.gate.wait(20)
-            return super().keep(key, result)
+    def __init__(self, store: FolderStore) -> None:
+        super().__init__(store)
+        self.gate = threading.Event()
 
-    store = FolderStore(tmp_path / "store", "vlmir", [], {})
+    def keep(self, key: str, result: restorer_pb2.RestoreResult) -> restorer_pb2.RestoreResult:
+        assert self.gate.wait(20)
+        return super().keep(key, result)
 
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    kept = Slow(FolderStore(tmp_path / "store", "vlmir", [], {}))
+    yield kept
+    kept.gate.set()
+
+
+def test_a_result_without_an_id_is_handed_out_before_it_is_kept(
+    slow: Slow, store: FolderStore
+) -> None:
     async def test() -> None:
-        shared, work, key = Results(Slow(store)), Work(), order().key("tiny-1")
+        shared, work, key = Results(slow), Work(), order().key("tiny-1")
         work.gate.set()
-        try:
-            assert (await last(shared, order("id"), work)).image.data == b"a picture"
-            assert (await last(shared, order("id2"), work)).image.data == b"a picture"
-            found = await shared.get("id")
-            assert found is not None and found.image.data == b"a picture"
-            assert work.begun == 1
-            await until(lambda: KeptResults(store).is_claimed(key))  # others wait for it
-        finally:
-            Slow.gate.set()
+        assert (await last(shared, order(), work)).image.data == b"a picture"
+        assert (await last(shared, order(), work)).image.data == b"a picture"
+        assert work.begun == 1
+        await until(lambda: KeptResults(store).is_claimed(key))  # others wait for it
+        slow.gate.set()
         await until(lambda: stored(store, key))
         await until(lambda: not KeptResults(store).is_claimed(key))
+
+    run(test)
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+def test_a_result_with_an_id_is_handed_out_when_it_is_kept(
+    slow: Slow, store: FolderStore, degraded: bool
+) -> None:
+    async def test() -> None:
+        shared, work = Results(slow), Work(degraded=degraded)
+        work.gate.set()
+        first = asyncio.create_task(last(shared, order("id"), work))
+        await until(lambda: work.closed == 1)
+        assert await shared.get("id") is None
+        second = asyncio.create_task(last(shared, order("id"), work))
+        await asyncio.sleep(0.05)
+        assert not first.done() and not second.done()
+        slow.gate.set()
+        for task in (first, second):
+            assert not (await task).report.warnings
+            assert await Results(KeptResults(store)).get("id") is not None
+
+    run(test)
+
+
+@pytest.mark.parametrize("within_s", [None, 0.3])
+def test_who_cannot_ask_again_is_told(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, within_s: float | None
+) -> None:
+    if within_s is None:
+        monkeypatch.setattr(results, "_ASK_S", 0.3)
+
+    async def test() -> None:
+        work = Work()
+        work.gate.set()
+        result = await last(Results(slow), order("id"), work, within_s=within_s)
+        assert result.image.data == b"a picture"
+        (warning,) = result.report.warnings
+        assert "cannot be asked for again" in warning
 
     run(test)
 
