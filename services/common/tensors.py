@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vlmir.errors import InputError, LimitError
 from vlmir.v1 import image_pb2
 
-__all__ = ["DTYPES", "from_message", "to_message"]
+__all__ = ["DTYPES", "Array", "from_message", "to_message"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -50,6 +50,7 @@ def from_message(
     dtypes: Sequence[str] = ("float32",),
     most: int = _MOST_ELEMENTS,
     name: str = "tensor",
+    fetch: Callable[[str, int], bytes] | None = None,
 ) -> Array:
     """The array in a message: a read-only view of its bytes, checked first.
 
@@ -59,6 +60,7 @@ def from_message(
         dtypes: Element types taken, keys of ``DTYPES``.
         most: Elements taken at most.
         name: What errors call the array, such as the field's name.
+        fetch: Gets the bytes at a URI, of which there are so many; None: arrays in a store are not taken.
 
     Returns:
         An array of that shape and one of those types, C order, not writeable.
@@ -70,7 +72,7 @@ def from_message(
     match message.WhichOneof("content"):
         case None:
             raise InputError(f"{name} has no content; set `data` to its elements.")
-        case "uri":
+        case "uri" if fetch is None:
             raise InputError(
                 f"{name} lies in an object store, and this server has none; send its elements in `data`."
             )
@@ -83,10 +85,11 @@ def from_message(
         raise LimitError(
             f"{name} has {elements} elements ({_said(lengths)}), at most {most} are taken; send less."
         )
-    data = message.data
-    if len(data) != elements * dtype.itemsize:
+    size = elements * dtype.itemsize
+    data = fetch(message.uri, size) if fetch and message.uri else message.data
+    if len(data) != size:
         raise InputError(
-            f"{name} has {len(data)} bytes; {_said(lengths)} of {dtype.name} are {elements * dtype.itemsize}."
+            f"{name} has {len(data)} bytes; {_said(lengths)} of {dtype.name} are {size}."
         )
     return np.frombuffer(data, dtype).reshape(lengths)
 

@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 
 from services.common.calls import Context, Sized, served
+from services.common.parcels import Parcels
 from services.common.store import StoreSettings, make_store
 from services.common.telemetry import tracing
 from services.common.telemetry.logs import configure_logging
@@ -54,13 +55,14 @@ class RestorerReplica:
         tracing.start("vlmir-restorer")
         storing = StoreSettings.from_environment()
         self._metrics = Metrics()
-        self._cluster = Cluster(settings)
+        store = make_store(storing)
+        self._cluster = Cluster(settings, Parcels(store, above=storing.tensors_above))
         self._work = WorkQueue(workers=settings.workers, waiting=settings.queue)
         self._servicer = ClusterServicer(
             self._cluster,
             self._work,
             limit_s=settings.limit_s,
-            store=make_store(storing),
+            store=store,
             link_s=storing.link_s,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from services.common.channels import connect_sync
+from services.common.parcels import Parcels
 from services.restorer.remote import ReleaseGone, Run, Service
 from services.restorer.settings import ClusterSettings
 from services.restorer.stages import (
@@ -133,17 +134,18 @@ class Cluster:
 
     Args:
         settings: Addresses and limits.
+        parcels: Sends pixels to the sampler.
 
     Raises:
         OptionError: The certificates are unfit.
     """
 
-    def __init__(self, settings: ClusterSettings) -> None:
+    def __init__(self, settings: ClusterSettings, parcels: Parcels | None = None) -> None:
         # Else the first request would pay for it.
         import vlmir.sampling
         import vlmir.vlm.embedder  # noqa: F401
 
-        self._settings = settings
+        self._settings, self._parcels = settings, parcels or Parcels()
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         """What pictures are accepted."""
         addresses = (settings.captioner, settings.embedder, settings.sampler)
@@ -220,6 +222,7 @@ class Cluster:
                 run,
                 release=choice.release,
                 traits=choice.sampler,
+                parcels=self._parcels,
                 previews=previews,
             ),
             release=choice.release,

@@ -6,13 +6,15 @@ it came in, since the orchestrator only passes it on.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from services.common.parcels import Parcels
 from services.common.tensors import from_message, to_message
 from services.restorer.remote import ReleaseGone, Run, Service
 from vlmir.errors import (
@@ -261,6 +263,8 @@ class SamplerTraits:
     """Tiles begin at multiples of this many pixels."""
     max_bytes: int
     """The largest message that the service takes."""
+    takes_uris: bool
+    """Whether pixels may lie in the object store."""
 
     @classmethod
     def of(cls, info: sampler_pb2.SamplerServiceInfoResponse) -> SamplerTraits:
@@ -282,6 +286,7 @@ class SamplerTraits:
             overlap=info.overlap,
             align=info.align,
             max_bytes=info.service.limits.max_message_bytes,
+            takes_uris=info.takes_uris,
         )
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
@@ -300,6 +305,7 @@ class RemoteSampler:
         run: The request.
         release: Must answer.
         traits: Of that release.
+        parcels: Sends pixels by way of the store, if the service takes them from there.
         previews: Whether to ask for previews.
     """
 
@@ -310,10 +316,12 @@ class RemoteSampler:
         *,
         release: str,
         traits: SamplerTraits,
+        parcels: Parcels,
         previews: bool = False,
     ) -> None:
         self._stub, self._service = stub, Service("sampler", run)
         self._release, self._traits, self._previews = release, traits, previews
+        self._parcels = parcels if traits.takes_uris else Parcels()
         self.solvers = traits.solvers
         self.reads_captions, self.most_steps = traits.reads_captions, traits.most_steps
 
@@ -363,13 +371,19 @@ class RemoteSampler:
                 if reply.WhichOneof("event") == "progress":
                     yield _step(reply.progress)
                     continue
-                pixels = _array(reply.result.pixels, (3, *picture.shape[:2]))
-                restored = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+                restored = self._received(reply.result.pixels, (3, *picture.shape[:2]))
         finally:
             replies.close()
+            self._parcels.drop(request.pixels)
         if restored is None:
             raise VlmirError("the sampler ended without a result")
         return restored
+
+    def _received(self, message: image_pb2.Tensor, shape: tuple[int, ...]) -> Pixels:
+        with _trusting():
+            pixels = self._parcels.receive(message, shape=shape, name="pixels")
+        self._parcels.drop(message)
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
     def _request(
         self, picture: Pixels, known: Conditions, seed: int, plan: Plan
@@ -383,7 +397,7 @@ class RemoteSampler:
             )
         text, image, degradation = cast(tuple[Any, Any, Any], known)
         return sampler_pb2.SampleRequest(
-            pixels=to_message(picture.transpose(2, 0, 1)),
+            pixels=self._parcels.send(picture.transpose(2, 0, 1)),
             conditions=sampler_pb2.Conditions(text=text, image=image, degradation=degradation),
             options=sampler_pb2.SampleOptions(
                 steps=plan.steps,
@@ -399,9 +413,16 @@ class RemoteSampler:
 
 
 def _array(message: image_pb2.Tensor, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """An array that a service sent; one that is wrong is no fault of the caller's."""
-    try:
+    """An array that a service sent."""
+    with _trusting():
         return from_message(message, shape=shape)
+
+
+@contextmanager
+def _trusting() -> Iterator[None]:
+    """An array of a service that is wrong is no fault of the caller's."""
+    try:
+        yield
     except InputError as error:
         raise VlmirError(f"a service sent a broken array: {error}") from error
 

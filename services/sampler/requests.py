@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.common.parcels import Parcels
 from services.common.tensors import from_message
 from services.common.wire import restore_options
 from services.sampler.job import Task
@@ -37,7 +38,11 @@ def check_size(pixels: image_pb2.Tensor, limits: Limits) -> int:
 
 
 def task_of(
-    request: sampler_pb2.SampleRequest, sampler: DiffusionSampler, *, max_window: int
+    request: sampler_pb2.SampleRequest,
+    sampler: DiffusionSampler,
+    *,
+    max_window: int,
+    parcels: Parcels,
 ) -> Task:
     """The request as a task for ``sampler``.
 
@@ -45,15 +50,17 @@ def task_of(
         request: The request.
         sampler: Which is to do it.
         max_window: Most pixels of a tile.
+        parcels: Fetches pixels that lie in a store.
 
     Raises:
         InputError: Pixels or conditions are missing, of a wrong shape or type, or no numbers.
         OptionError: An option is unknown or out of range.
+        UnavailableError: The pixels cannot be fetched.
     """
     options = restore_options(request.options)
     plan = sampler.plan(options)
     conditions = _conditions(request.conditions, sampler.unet.config.context_dim)
-    pixels = from_message(request.pixels, name="pixels")
+    pixels = parcels.receive(request.pixels, shape=(3, None, None), name="pixels")
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= 1):  # so that NaN is refused
         raise InputError(f"pixels must be numbers 0…1, not {low:g}…{high:g}.")

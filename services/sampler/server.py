@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.common.health import watched
+from services.common.parcels import Parcels
 from services.common.releases import Releases
 from services.common.server import Server, stop_on_signals
+from services.common.store import StoreSettings, make_store
 from services.common.telemetry.metrics import Metrics
 from services.common.weights import observe_releases, weights
 from services.sampler.batcher import Batcher
@@ -37,9 +39,12 @@ async def running(
 
     Raises:
         BundleError: The bundle is missing or broken.
+        OptionError: Settings of the store are wrong.
         UnavailableError: The port is taken.
     """
     limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+    storing = StoreSettings.from_environment()
+    parcels = Parcels(make_store(storing), above=storing.tensors_above)
     async with weights(
         settings, part="sampler", load=load_model, warm_up=warm_up, stop=stop
     ) as releases:
@@ -55,6 +60,7 @@ async def running(
             limits=limits,
             max_window=settings.max_window,
             limit_s=settings.limit_s,
+            parcels=parcels,
         )
         server = Server(
             [SERVICE],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -11,8 +11,9 @@ import grpc
 
 from services.common.deadlines import deadline_of
 from services.common.info import Load, service_info
+from services.common.parcels import Parcels
 from services.common.releases import Releases
-from services.common.tensors import to_message
+from services.common.tensors import Array, to_message
 from services.common.wire import preview_message
 from services.sampler.batcher import Batcher
 from services.sampler.job import Sampled, Task
@@ -39,6 +40,7 @@ class SamplerServicer(SamplerServiceServicer):
         limits: What pictures are accepted.
         max_window: Most pixels of a tile.
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
+        parcels: Fetches pixels that lie in a store; the results of such requests go the same way.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class SamplerServicer(SamplerServiceServicer):
         limits: Limits,
         max_window: int,
         limit_s: float,
+        parcels: Parcels,
     ) -> None:
         self._releases, self._batcher = releases, batcher
         self._limits, self._max_window, self._limit_s = limits, max_window, limit_s
+        self._parcels = parcels
 
     async def Sample(
         self, request: sampler_pb2.SampleRequest, context: Context
@@ -62,13 +66,19 @@ class SamplerServicer(SamplerServiceServicer):
         with self._releases.lease(request.release) as held:
             # In a thread of its own: so many numbers take a while to look at.
             task = await asyncio.to_thread(
-                task_of, request, held.model, max_window=self._max_window
+                task_of,
+                request,
+                held.model,
+                max_window=self._max_window,
+                parcels=self._parcels,
             )
+            by_uri = request.pixels.WhichOneof("content") == "uri"
+            pack = self._parcels.send if by_uri else to_message
             events = self._batcher.run(task, previews=request.previews, deadline=deadline)
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Sampled):
-                        result = await asyncio.to_thread(_result, event, task, held.release)
+                        result = await asyncio.to_thread(_result, event, task, held.release, pack)
                         yield Reply(result=result)
                     else:
                         yield Reply(progress=await _progress(event, task))
@@ -83,6 +93,7 @@ class SamplerServicer(SamplerServiceServicer):
             info = traits(held.model)
             info.service.CopyFrom(self._service(held.release))
             info.labels.extend(held.labels)
+            info.takes_uris = self._parcels.has_store
             # A release names the three parts that were trained for one another.
             info.embedder_release = held.release
             info.captioner_release = held.release if "captioner" in held.digests else ""
@@ -106,12 +117,14 @@ async def _progress(event: SampleStep, task: Task) -> image_pb2.Progress:
     return message
 
 
-def _result(done: Sampled, task: Task, release: str) -> sampler_pb2.SampleResult:
+def _result(
+    done: Sampled, task: Task, release: str, pack: Callable[[Array], image_pb2.Tensor]
+) -> sampler_pb2.SampleResult:
     _, height, width = done.pixels.shape
     windows = task.sampler.tile_plan(height, width, task.plan.tile).windows
     tiled = len(windows) > 1
     return sampler_pb2.SampleResult(
-        pixels=to_message(done.pixels),
+        pixels=pack(done.pixels),
         release=release,
         solver=task.plan.solver,
         steps=task.plan.evaluations,

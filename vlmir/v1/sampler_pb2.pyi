@@ -329,6 +329,7 @@ class SamplerServiceInfoResponse(_message.Message):
     OVERLAP_FIELD_NUMBER: _builtins.int
     ALIGN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    TAKES_URIS_FIELD_NUMBER: _builtins.int
     embedder_release: _builtins.str
     """Release of the embedder whose embeddings this sampler was trained on."""
     captioner_release: _builtins.str
@@ -347,6 +348,8 @@ class SamplerServiceInfoResponse(_message.Message):
     """Pixels that neighbouring tiles share."""
     align: _builtins.int
     """Tiles begin at multiples of this many pixels."""
+    takes_uris: _builtins.bool
+    """Whether `pixels` may lie in the object store; those of the result then do, too, if they are many."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
         """What every service says."""
@@ -374,10 +377,11 @@ class SamplerServiceInfoResponse(_message.Message):
         overlap: _builtins.int = ...,
         align: _builtins.int = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        takes_uris: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "takes_uris", b"takes_uris", "tile", b"tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

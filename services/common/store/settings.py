@@ -44,6 +44,11 @@ class StoreSettings(BaseSettings):
     link_s: int = Field(
         3600, ge=1, le=604_800, description="Seconds for which a link in a reply holds."
     )
+    tensors_above: int = Field(
+        32 << 20,
+        ge=0,
+        description="Arrays between services travel by way of the store if they have more bytes.",
+    )
     encrypt: bool = Field(False, description="Ask the S3 server to encrypt what it stores.")
 
     @field_validator("readable", mode="before")

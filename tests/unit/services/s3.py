@@ -22,23 +22,36 @@ needs_s3 = pytest.mark.skipif(SERVER is None, reason="no S3 server: name one in 
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Settings of `StoreSettings` for a server that runs as long as the context."""
-    assert SERVER is not None
-    where = ["--dir", str(folder)]
+def s3_server(folder: Path, *, lasting: bool = False) -> Iterator[dict[str, str]]:
+    """Settings of `StoreSettings` for a server that runs as long as the context.
+
+    Args:
+        folder: Where it lies.
+        lasting: What it stores outlives `kill_s3`.
+    """
     try:
-        printed = subprocess.run(
-            [SERVER, "start", *where, "--store", "memstore"],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        ).stdout
-        told = dict(line.split("=", 1) for line in printed.splitlines() if line.startswith("S3_"))
-        yield {
-            "url": told["S3_URL"],
-            "access_key": told["S3_ACCESS_KEY"],
-            "secret_key": told["S3_SECRET_KEY"],
-            "region": told["S3_REGION"],
-        }
+        yield start_s3(folder, lasting=lasting)
     finally:
-        subprocess.run([SERVER, "stop", *where, "--kill"], check=False, stdout=subprocess.DEVNULL)
+        kill_s3(folder)
+
+
+def start_s3(folder: Path, *, lasting: bool) -> dict[str, str]:
+    """Start it, or start it again at the same address; its settings, once it is ready."""
+    assert SERVER is not None
+    kind = "bluestore" if lasting else "memstore"
+    command = [SERVER, "start", "--dir", str(folder), "--store", kind]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    told = dict(line.split("=", 1) for line in printed.splitlines() if line.startswith("S3_"))
+    return {
+        "url": told["S3_URL"],
+        "access_key": told["S3_ACCESS_KEY"],
+        "secret_key": told["S3_SECRET_KEY"],
+        "region": told["S3_REGION"],
+    }
+
+
+def kill_s3(folder: Path) -> None:
+    """End it as a crash would."""
+    assert SERVER is not None
+    command = [SERVER, "stop", "--dir", str(folder), "--kill"]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL)

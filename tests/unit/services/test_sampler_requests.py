@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.common.parcels import Parcels
 from services.common.tensors import to_message
 from services.sampler import requests
 from services.sampler.job import Task
@@ -36,7 +37,7 @@ def request(pixels: Any = None, **options: Any) -> sampler_pb2.SampleRequest:
 
 
 def task_of(asked: sampler_pb2.SampleRequest, sampler: DiffusionSampler) -> Task:
-    return requests.task_of(asked, sampler, max_window=40 * 160)
+    return requests.task_of(asked, sampler, max_window=40 * 160, parcels=Parcels())
 
 
 def conditioned(**given: Any) -> sampler_pb2.SampleRequest:

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from services.common.calls import REQUEST_ID, request_id
 from services.common.errors import to_status
+from services.common.parcels import Parcels
 from services.restorer.cluster import Choice, newest
 from services.restorer.remote import ReleaseGone, Run
 from services.restorer.stages import (
@@ -101,7 +102,11 @@ def picture(height: int = 40, width: int = 56, seed: int = 0) -> npt.NDArray[np.
 
 
 def sampler_at(stub: SamplerServiceStub, run: Run | None = None, **changed: Any) -> RemoteSampler:
-    arguments = {"release": RELEASE, "traits": traits_of(small_preset()), **changed}
+    arguments = {
+        "release": RELEASE,
+        "traits": traits_of(small_preset()),
+        "parcels": Parcels(),
+    } | changed
     return RemoteSampler(stub, run or Run(None), **arguments)
 
 

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from services.common.batching import BatchCounts
+from services.common.parcels import Parcels
 from services.common.releases import Releases
 from services.common.server import Server
 from services.common.settings import ServerSettings
@@ -86,7 +87,9 @@ def services() -> Iterator[Services]:
     batcher = Batcher(active=2, waiting=2, pixels=2**18, room=10**6)
     servicers = (
         EmbedderServicer(embedder, limits=Limits(), limit_s=60),
-        SamplerServicer(sampler, batcher, limits=Limits(), max_window=2**18, limit_s=60),
+        SamplerServicer(
+            sampler, batcher, limits=Limits(), max_window=2**18, limit_s=60, parcels=Parcels()
+        ),
     )
     try:
         with serving(*servicers) as addresses:
