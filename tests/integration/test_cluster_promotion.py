@@ -1,11 +1,12 @@
-"""A promotion while pictures are restored: three service processes that follow a real registry, and the restorer."""
+"""Promotions while pictures are restored: three service processes that follow a real registry, and the restorer."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.timeout(400)  # the server alone may take half a minute
 PARTS = ("captioner", "embedder", "sampler")
 FOLLOW = f"models:/{SAMPLER}@{CHAMPION}"
 OLD, NEW = "small-1@v1", "small-2@v2"
-CALLERS = 3
+PROMOTED = [OLD, NEW, OLD, NEW, OLD, NEW]
+CALLERS, REQUESTS = 3, 100
 PATIENCE_S = 60.0
 
 
@@ -90,24 +92,26 @@ def picture() -> npt.NDArray[np.uint8]:
 
 
 class Callers:
-    """Ask for one picture after the other, each until its last ones are of the new release."""
+    """Ask for one picture after the other, until all have had the release that is waited for."""
 
     def __init__(self, stub: RestorerServiceStub) -> None:
         self._stub = stub
         self._file = encode(Image.from_levels(picture()), format="png")
         self._seeds = iter(range(1, 10**6))
-        self._end = time.monotonic() + PATIENCE_S
-        self.warm = threading.Semaphore(0)
-        """Released by each caller that has got some pictures."""
+        self.got: list[list[restorer_pb2.RestoreResult]] = [[] for _ in range(CALLERS)]
+        """What each has had."""
+        self.stop = threading.Event()
 
-    def __call__(self) -> list[restorer_pb2.RestoreResult]:
-        got: list[restorer_pb2.RestoreResult] = []
-        while [result.report.release for result in got[-3:]] != [NEW] * 3:
-            assert time.monotonic() < self._end, "the new release did not come"
-            got.append(self._restore())
-            if len(got) == 4:
-                self.warm.release()
-        return got
+    def __call__(self, caller: int) -> None:
+        while not self.stop.is_set():
+            self.got[caller].append(self._restore())
+
+    def wait(self, release: str) -> None:
+        """Return when the last four pictures of each caller are of the release."""
+        end = time.monotonic() + PATIENCE_S
+        while any([one.report.release for one in got[-4:]] != [release] * 4 for got in self.got):
+            assert time.monotonic() < end, f"{release} did not come"
+            time.sleep(0.05)
 
     def _restore(self) -> restorer_pb2.RestoreResult:
         # At realism 0 the seed changes nothing, but makes each request one that has to be computed.
@@ -120,19 +124,24 @@ class Callers:
         return result
 
 
-def test_a_promotion_is_not_noticed_by_those_who_ask(registry: Registry, services: Cluster) -> None:
+def test_five_promotions_are_not_noticed_by_those_who_ask(
+    registry: Registry, services: Cluster
+) -> None:
     with (
         restorer(ClusterSettings.model_validate(services.settings)) as stub,
         ThreadPoolExecutor(CALLERS) as pool,
     ):
         callers = Callers(stub)
-        running: list[Future[list[restorer_pb2.RestoreResult]]] = [
-            pool.submit(callers) for _ in range(CALLERS)
-        ]
-        for _ in running:
-            assert callers.warm.acquire(timeout=PATIENCE_S)
-        registry.move(2)
-        told = [one.result() for one in running]  # none of their calls failed
+        running = [pool.submit(callers, number) for number in range(CALLERS)]
+        try:
+            callers.wait(OLD)
+            for release in PROMOTED[1:]:
+                registry.move(int(release[-1]))
+                callers.wait(release)
+        finally:
+            callers.stop.set()
+        for one in running:
+            one.result()  # none of their calls failed
 
     expected = {
         release: Restorer.load(bundle.folder).restore(picture())
@@ -140,10 +149,10 @@ def test_a_promotion_is_not_noticed_by_those_who_ask(registry: Registry, service
     }
     levels = {release: one.image.pixels * 255 for release, one in expected.items()}
     assert np.abs(levels[OLD] - levels[NEW]).max() > 10
-    for results in told:
+    assert sum(map(len, callers.got)) >= REQUESTS
+    for results in callers.got:
         releases = [result.report.release for result in results]
-        assert releases[:3] == [OLD] * 3
-        assert releases == sorted(releases)  # there was no way back
+        assert [release for release, _ in itertools.groupby(releases)] == PROMOTED
         for result in results:
             release = result.report.release
             assert dict(result.report.digests) == registry.bundles[release].digests
