@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 
 from tests.integration.calls import PATIENCE_S, ROOT, free_port, metrics
 from vlmir.v1 import sampler_pb2
@@ -49,6 +50,10 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
+        self.end()
+
+    def end(self) -> None:
+        """End it for good."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE_S)
@@ -61,12 +66,58 @@ class ServiceProcess:
         self.wait()
 
 
+class KeptService(ServiceProcess):
+    """One that ``deploy/keep`` begins again whenever it ends.
+
+    Args:
+        folder: Where its log lies; empty of others' logs of that name.
+    """
+
+    def __init__(self, folder: Path, name: str, bundle: Path, *flags: str) -> None:
+        super().__init__(name, bundle, *flags)
+        self._name, self._folder = name, folder
+        self._command.insert(0, str(ROOT / "deploy" / "keep"))
+
+    def start(self) -> None:
+        (self._folder / "logs").mkdir(exist_ok=True)
+        (self._folder / "up").touch()
+        kept = {"VLMIR_CLUSTER": str(self._folder), "HONCHO_PROCESS_NAME": f"{self._name}.1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | kept
+        self._process = subprocess.Popen(self._command, cwd=ROOT, text=True, env=environment)
+
+    def wait(self) -> None:
+        log = self._folder / "logs" / f"{self._name}.log"
+        end = time.monotonic() + 3 * PATIENCE_S
+        while not (log.exists() and "serving " in log.read_text()):
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE_S)
+            self._process = None
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The service itself, while it runs."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children()
+
+
 class Cluster:
     """Captioner, embedder and sampler, running."""
 
-    def __init__(self, bundle: Path, flags: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, bundle: Path, flags: dict[str, tuple[str, ...]], kept: Path | None) -> None:
         self.captioner, self.embedder, self.sampler = (
-            ServiceProcess(name, bundle, *flags.get(name, ())) for name in NAMES
+            ServiceProcess(name, bundle, *flags.get(name, ()))
+            if kept is None
+            else KeptService(kept, name, bundle, *flags.get(name, ()))
+            for name in NAMES
         )
 
     @property
@@ -106,18 +157,21 @@ class Cluster:
 
 
 @contextmanager
-def starting_cluster(bundle: Path, **flags: tuple[str, ...]) -> Iterator[Cluster]:
+def starting_cluster(
+    bundle: Path, *, kept: Path | None = None, **flags: tuple[str, ...]
+) -> Iterator[Cluster]:
     """Start the services at free ports, without waiting for them; all are gone at the end.
 
     Args:
         bundle: Folder of the weights.
+        kept: Folder for logs, if those that end are to be begun again.
         flags: More for the command line of a service, by its name.
     """
-    cluster = Cluster(bundle, flags)
+    cluster = Cluster(bundle, flags, kept)
     try:
         for service in cluster.services:
             service.start()
         yield cluster
     finally:
         for service in cluster.services:
-            service.kill()
+            service.end()

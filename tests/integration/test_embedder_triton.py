@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +27,7 @@ from tests.integration.calls import (
     retry_delay,
 )
 from tests.integration.test_embedder_service import asked, assert_librarys, picture
-from tests.integration.test_triton import ROOT, SERVER
+from tests.integration.triton import RealTriton, needs_triton
 from tests.small import CAPTIONS
 from training.release.triton_repository import write_entry
 from vlmir.bundle import load_bundle
@@ -39,52 +37,7 @@ from vlmir.v1.embedder_pb2 import EmbedderServiceInfoRequest, EmbedTextRequest
 from vlmir.v1.embedder_pb2_grpc import EmbedderServiceStub
 from vlmir.vlm.embedder import ClipEmbedder
 
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no Triton: name one in VLMIR_TRITON_SERVER")
-
-
-class RealTriton:
-    """A Triton that serves the small bundle's embedder."""
-
-    def __init__(self, repository: Path, folder: Path) -> None:
-        self._repository, self._folder = repository, folder
-        self._env = {"TRITON_SERVER_HOME": str(ROOT / "build" / "triton-server")} | dict(os.environ)
-        self.address = ""
-
-    def start(self) -> None:
-        """Start it, at the same address as before."""
-        port = self.address.rpartition(":")[2]
-        at = ["--grpc-port", port] if port else []
-        models = ["--models", str(self._repository), "--python", sys.executable, "--load", "*"]
-        printed = self._run("start", *models, *at)
-        (self.address,) = (
-            line.removeprefix("TRITON_GRPC=")
-            for line in printed.splitlines()
-            if line.startswith("TRITON_GRPC=")
-        )
-
-    def stop(self) -> None:
-        """Kill it: a graceful end waits for connections."""
-        self._run("stop", "--kill")
-
-    def kill_models(self) -> None:
-        """Kill the processes that run the models, as the system does when it needs memory."""
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit() and self._is_model(path):
-                os.kill(int(path.name), signal.SIGKILL)
-
-    def _is_model(self, process: Path) -> bool:
-        try:
-            environment = (process / "environ").read_bytes()
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            return False
-        return b"python_backend_stub" in command and str(self._folder).encode() in environment
-
-    def _run(self, what: str, *arguments: str) -> str:
-        assert SERVER is not None
-        command = [SERVER, what, "--dir", str(self._folder), *arguments]
-        done = subprocess.run(command, env=self._env, check=True, stdout=subprocess.PIPE, text=True)
-        return done.stdout
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common.calls import TIME_BUDGET
 from services.common.errors import from_details
 from services.restorer.settings import ClusterSettings
-from tests.integration.calls import NOT_SERVING, ROOT, SERVING, free_port
+from tests.integration.calls import NOT_SERVING, SERVING
 from tests.integration.cluster import Cluster, starting_cluster
+from tests.integration.serving import CONFIG, PATIENCE_S, Application, running_ray, serving
 from tests.small import small_preset
 from vlmir.client import RestorationClient
 from vlmir.errors import OptionError
@@ -30,58 +28,12 @@ from vlmir.image import Image, decode, encode
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
 from vlmir.v1 import image_pb2, restorer_pb2
-from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
 
-ray = pytest.importorskip("ray")
-serve = pytest.importorskip("ray.serve")
-
-CONFIG = ROOT / "deploy" / "serve.yaml"
-SERVICE = "vlmir.v1.RestorerService"
-PATIENCE_S = 60.0
 WORKERS, QUEUE = 3, 1
 LONG = 100
 """Steps that take seconds."""
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@dataclass
-class Application:
-    """The application, running."""
-
-    address: str
-    cluster: Cluster
-    stub: RestorerServiceStub
-    channel: grpc.Channel
-
-    def kill_replica(self) -> None:
-        """End the replica as a crash would."""
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["name"].startswith("SERVE_REPLICA::vlmir#restorer"):
-                ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
-
-    def health(self) -> int:
-        request = health_pb2.HealthCheckRequest(service=SERVICE)
-        return health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE_S).status
-
-    def wait_for_health(self, wanted: int) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while self.health() != wanted:
-            assert time.monotonic() < end
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    """The shipped Serve config, at free ports."""
-    loaded: dict[str, Any] = yaml.safe_load(CONFIG.read_text("utf-8"))
-    loaded["http_options"]["port"], loaded["grpc_options"]["port"] = free_port(), free_port()
-    loaded["applications"][0]["args"] = {
-        "workers": WORKERS,
-        "queue": QUEUE,
-        "allow_unconditioned": True,
-    }
-    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -92,60 +44,11 @@ def services(small_bundle_folder: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def running_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of our own, with a folder as store."""
-    ours = {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_metrics_collection": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "OMP_NUM_THREADS": "1",
-        "VLMIR_STORE_URL": str(tmp_path_factory.mktemp("store")),
-    }
-    before = dict(os.environ)
-    os.environ.update(ours)
-    # Sockets lie in this folder, and their paths must be short.
-    with tempfile.TemporaryDirectory(
-        prefix="ray", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=128 << 20,
-            _temp_dir=folder,
-            logging_level="WARNING",
-            log_to_driver=False,
-        )
-        try:
-            yield
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            os.environ.clear()
-            os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def app(config: dict[str, Any], services: Cluster, running_ray: None) -> Iterator[Application]:
-    """What ``serve run deploy/serve.yaml`` starts."""
-    from ray.serve._private.api import serve_start
-    from ray.serve.config import gRPCOptions
-    from ray.serve.schema import ServeDeploySchema
-
-    config["applications"][0]["args"] |= services.settings
-    schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(
-        http_options=schema.http_options.model_dump(),
-        proxy_location=schema.proxy_location,
-        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
-    )
-    client.deploy_apps(schema, _blocking=True)
-    services.wait()
-    address = f"127.0.0.1:{config['grpc_options']['port']}"
-    with grpc.insecure_channel(address) as channel:
-        application = Application(address, services, RestorerServiceStub(channel), channel)
-        application.wait_for_health(SERVING)
+def app(services: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    """With a folder as store."""
+    store = {"VLMIR_STORE_URL": str(tmp_path_factory.mktemp("store"))}
+    args = {"workers": WORKERS, "queue": QUEUE, "allow_unconditioned": True}
+    with running_ray(store), serving(services, **args) as application:
         yield application
 
 

@@ -1,9 +1,4 @@
-"""The embedder's entries in a real Triton, where there is one.
-
-``VLMIR_TRITON_SERVER`` names a command that starts and stops one: ``start --dir D --models REPOSITORY --python PYTHON
---load MODEL`` prints ``TRITON_GRPC=host:port`` when it is ready, ``stop --dir D`` ends it. Without the variable the
-command is looked for beside this repository.
-"""
+"""The embedder's entries in a real Triton, where there is one; see ``triton.py`` for how it is found."""
 
 from __future__ import annotations
 
@@ -20,6 +15,8 @@ import torch
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from tests.integration.calls import ROOT
+from tests.integration.triton import SERVER, needs_triton
 from tests.small import CAPTIONS
 from training.onnx_export import export_onnx
 from training.release.triton_repository import MAX_BATCH, write_entry
@@ -27,12 +24,9 @@ from vlmir.bundle import Bundle, load_bundle
 from vlmir.parts import build_embedder
 from vlmir.vlm.embedder import ClipEmbedder
 
-ROOT = Path(__file__).parents[2]
-BESIDE = ROOT.parent / "shared" / "tools" / "triton-server"
-SERVER = os.environ.get("VLMIR_TRITON_SERVER") or (str(BESIDE) if BESIDE.exists() else None)
 NAMES = ("clip_image", "clip_text")
 
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no Triton: name one in VLMIR_TRITON_SERVER")
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""The restorer on a real Ray Serve, for tests of the whole cluster."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.integration.calls import ROOT, SERVING, free_port
+from tests.integration.cluster import Cluster
+from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
+
+ray = pytest.importorskip("ray")
+serve = pytest.importorskip("ray.serve")
+
+CONFIG = ROOT / "deploy" / "serve.yaml"
+SERVICE = "vlmir.v1.RestorerService"
+PATIENCE_S = 60.0
+
+
+@dataclass
+class Application:
+    """The application, running."""
+
+    address: str
+    cluster: Cluster
+    stub: RestorerServiceStub
+    channel: grpc.Channel
+
+    def kill_replica(self) -> None:
+        """End the replica as a crash would."""
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["name"].startswith("SERVE_REPLICA::vlmir#restorer"):
+                ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+
+    def health(self) -> int:
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        return health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE_S).status
+
+    def wait_for_health(self, wanted: int) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while self.health() != wanted:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+@contextmanager
+def running_ray(settings: Mapping[str, str]) -> Iterator[None]:
+    """A Ray of our own, with more settings in its environment."""
+    ours = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    before = dict(os.environ)
+    os.environ.update({**ours, **settings})
+    # Sockets lie in this folder, and their paths must be short.
+    with tempfile.TemporaryDirectory(
+        prefix="ray", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=128 << 20,
+            _temp_dir=folder,
+            logging_level="WARNING",
+            log_to_driver=False,
+        )
+        try:
+            yield
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
+def serving(services: Cluster, **args: Any) -> Iterator[Application]:
+    """What ``serve run deploy/serve.yaml`` starts, at free ports.
+
+    Args:
+        services: What it calls; waited for after it has started.
+        args: Its settings.
+    """
+    from ray.serve._private.api import serve_start
+    from ray.serve.config import gRPCOptions
+    from ray.serve.schema import ServeDeploySchema
+
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text("utf-8"))
+    config["http_options"]["port"], config["grpc_options"]["port"] = free_port(), free_port()
+    config["applications"][0]["args"] = {**args, **services.settings}
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+    )
+    client.deploy_apps(schema, _blocking=True)
+    services.wait()
+    address = f"127.0.0.1:{schema.grpc_options.port}"
+    with grpc.insecure_channel(address) as channel:
+        application = Application(address, services, RestorerServiceStub(channel), channel)
+        application.wait_for_health(SERVING)
+        yield application

@@ -1,0 +1,70 @@
+"""A real Triton for tests, where there is one.
+
+``VLMIR_TRITON_SERVER`` names a command that starts and stops one: ``start --dir D --models REPOSITORY --python PYTHON
+--load MODEL`` prints ``TRITON_GRPC=host:port`` when it is ready, ``stop --dir D`` ends it. Without the variable the
+command is looked for beside this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.calls import ROOT
+
+BESIDE = ROOT.parent / "shared" / "tools" / "triton-server"
+SERVER = os.environ.get("VLMIR_TRITON_SERVER") or (str(BESIDE) if BESIDE.exists() else None)
+
+needs_triton = pytest.mark.skipif(
+    SERVER is None, reason="no Triton: name one in VLMIR_TRITON_SERVER"
+)
+
+
+class RealTriton:
+    """A Triton that serves the small bundle's embedder."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self._repository, self._folder = repository, folder
+        self._env = {"TRITON_SERVER_HOME": str(ROOT / "build" / "triton-server")} | dict(os.environ)
+        self.address = ""
+
+    def start(self) -> None:
+        """Start it, at the same address as before."""
+        port = self.address.rpartition(":")[2]
+        at = ["--grpc-port", port] if port else []
+        models = ["--models", str(self._repository), "--python", sys.executable, "--load", "*"]
+        printed = self._run("start", *models, *at)
+        (self.address,) = (
+            line.removeprefix("TRITON_GRPC=")
+            for line in printed.splitlines()
+            if line.startswith("TRITON_GRPC=")
+        )
+
+    def stop(self) -> None:
+        """Kill it: a graceful end waits for connections."""
+        self._run("stop", "--kill")
+
+    def kill_models(self) -> None:
+        """Kill the processes that run the models, as the system does when it needs memory."""
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit() and self._is_model(path):
+                os.kill(int(path.name), signal.SIGKILL)
+
+    def _is_model(self, process: Path) -> bool:
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            return False
+        return b"python_backend_stub" in command and str(self._folder).encode() in environment
+
+    def _run(self, what: str, *arguments: str) -> str:
+        assert SERVER is not None
+        command = [SERVER, what, "--dir", str(self._folder), *arguments]
+        done = subprocess.run(command, env=self._env, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
