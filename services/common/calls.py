@@ -20,7 +20,16 @@ from services.common.telemetry import tracing
 from services.common.telemetry.metrics import CallMeter, Metrics
 from vlmir.errors import OptionError
 
-__all__ = ["REQUEST_ID", "TIME_BUDGET", "Context", "Sized", "caller", "request_id", "served"]
+__all__ = [
+    "CALLER",
+    "REQUEST_ID",
+    "TIME_BUDGET",
+    "Context",
+    "Sized",
+    "caller",
+    "request_id",
+    "served",
+]
 
 log = logging.getLogger("vlmir.calls")
 
@@ -29,6 +38,9 @@ REQUEST_ID = "vlmir-request-id"
 
 TIME_BUDGET = "vlmir-time-budget-ms"
 """The metadata that says how many milliseconds the caller grants, for servers that cannot see the deadline."""
+
+CALLER = "vlmir-caller"
+"""The metadata in which the gateway tells the restorer who calls. Only it can reach the restorer."""
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """Id of the request being served; the work queue carries it into its threads."""

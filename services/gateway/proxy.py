@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_status import rpc_status
 
 from services.common.batching import Admission, until
-from services.common.calls import TIME_BUDGET, Context, request_id
+from services.common.calls import CALLER, TIME_BUDGET, Context, caller, request_id
 from services.common.channels import time_budget_ms
 from services.gateway.answers import answer
 from services.gateway.messages import Passed, reader
@@ -143,13 +143,12 @@ class Proxy:
 
 
 def _granted(deadline: float | None) -> dict[str, Any]:
-    """Deadline and metadata for the upstream, which may not be able to see the deadline."""
-    budget_ms = time_budget_ms(deadline)
-    if budget_ms is None:
-        return {}
+    """Deadline and metadata for the upstream, which may not be able to see the deadline, nor who calls."""
+    budget_ms, who = time_budget_ms(deadline), caller.get()
+    told = {TIME_BUDGET: None if budget_ms is None else str(budget_ms), CALLER: who or None}
     return {
-        "timeout": budget_ms / 1e3,
-        "metadata": grpc.aio.Metadata((TIME_BUDGET, str(budget_ms))),
+        "timeout": None if budget_ms is None else budget_ms / 1e3,
+        "metadata": grpc.aio.Metadata(*((key, text) for key, text in told.items() if text)),
     }
 
 

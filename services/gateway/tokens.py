@@ -22,7 +22,7 @@ __all__ = ["Tokens", "digest", "main"]
 
 log = logging.getLogger("vlmir.gateway")
 
-_LINE = re.compile(r"([\w.@-]+):([0-9a-f]{64})")
+_LINE = re.compile(r"([\w.@-]+):([0-9a-f]{64})", re.ASCII)  # names travel as metadata
 
 
 class _MissingError(OptionError):

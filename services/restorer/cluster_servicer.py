@@ -11,6 +11,7 @@ from functools import partial
 from typing import cast
 
 from services.common.batching import until
+from services.common.calls import CALLER
 from services.common.deadlines import deadline_of
 from services.common.server import max_message_bytes
 from services.common.store import Store
@@ -79,7 +80,8 @@ class ClusterServicer(PictureServicer):
         """Give the result of an earlier request."""
         delivery = self._delivery(request)
         deadline = _deadline(context, _FIND_S)
-        result = await self._results.get(request.request_id, deadline=deadline)
+        wanted = _scoped(request.request_id, context)
+        result = await self._results.get(wanted, deadline=deadline)
         if result is None:
             return restorer_pb2.GetResultResponse(running=True)
         return restorer_pb2.GetResultResponse(
@@ -144,7 +146,8 @@ class ClusterServicer(PictureServicer):
         deadline = deadline_of(request, context, limit_s=self._limit_s)
         options, delivery = restore_options(request.options), self._delivery(request)
         data = await self._file(request.image, deadline)
-        order = await asyncio.to_thread(Order.of, request.request_id, data, options)
+        request_id = _scoped(request.request_id, context)
+        order = await asyncio.to_thread(Order.of, request_id, data, options)
         for again in (False, True):
             async with until(deadline):
                 choice = await asyncio.to_thread(self._cluster.choose, fresh=again)
@@ -228,3 +231,9 @@ def _deadline(context: Context, most_s: float) -> float:
     # None without a deadline, whatever the type stubs say.
     remaining = cast(float | None, context.time_remaining())
     return time.monotonic() + (most_s if remaining is None else min(most_s, remaining))
+
+
+def _scoped(request_id: str, context: Context) -> str:
+    """A request's id as results are kept under it: what one caller chose means nothing to another."""
+    who = dict(context.invocation_metadata() or ()).get(CALLER)
+    return f"{who!s}/{request_id}" if who and request_id else request_id

@@ -41,7 +41,7 @@ class Order:
     """What a request asks for, as far as it decides the result."""
 
     request_id: str
-    """As its caller chose it; empty where it did not."""
+    """As its caller chose it, after the caller's name and a slash where that is known; empty where it did not."""
     fingerprint: str
     """Of picture and options."""
 

@@ -127,7 +127,7 @@ class Results:
         """The result of an earlier request; None: it is being computed.
 
         Args:
-            request_id: Its id.
+            request_id: Its id, as in its order.
             deadline: Reading of ``time.monotonic`` after which to wait no longer, or None.
 
         Raises:
@@ -139,7 +139,8 @@ class Results:
             return None
         if self._kept is None:
             raise InputError(
-                f"No request {request_id!r} is being restored here, and this server keeps no results; send it again."
+                f"No request {_as_sent(request_id)!r} is being restored here, and this server keeps no results; send "
+                "it again."
             )
         look = partial(self._look, self._kept, request_id)
         return await self._storing.run(look, deadline=deadline)
@@ -150,7 +151,7 @@ class Results:
         pointer = named.pointer if named else kept.pointer(request_id)
         if pointer is None:
             raise InputError(
-                f"No request {request_id!r} is known; it was never sent, or its result has expired."
+                f"No request {_as_sent(request_id)!r} is known; it was never sent, or its result has expired."
             )
         for key in (pointer.key, own_key(request_id, pointer.fingerprint)):
             held = self._held.get(key)
@@ -160,7 +161,7 @@ class Results:
         if pointer.is_new or kept.is_claimed(pointer.key):
             return None
         raise InputError(
-            f"Request {request_id!r} was not finished, or its result has expired; send it again."
+            f"Request {_as_sent(request_id)!r} was not finished, or its result has expired; send it again."
         )
 
     @contextmanager
@@ -360,8 +361,14 @@ def _part(result: Result | None) -> Part | None:
     return None if result is None else Part(Reply(result=result))
 
 
+def _as_sent(request_id: str) -> str:
+    """An id without whose it is."""
+    return request_id.rpartition("/")[2]
+
+
 def _check_same(order: Order, fingerprint: str) -> None:
     if fingerprint != order.fingerprint:
         raise InputError(
-            f"Request id {order.request_id!r} was used for another picture or other options; choose a new one."
+            f"Request id {_as_sent(order.request_id)!r} was used for another picture or other options; choose a new "
+            "one."
         )

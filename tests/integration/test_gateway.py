@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from services.common.calls import REQUEST_ID, TIME_BUDGET, request_id
+from services.common.calls import CALLER, REQUEST_ID, TIME_BUDGET, request_id
 from services.common.errors import to_details, to_status
 from services.common.server import Server
 from services.common.telemetry import tracing
@@ -165,12 +165,18 @@ def test_tls_and_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     file.write_text(f"anna:{digest('secret')}\n")
     credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
 
+    callers: list[Any] = []
+
+    async def note(request: Any, context: Any) -> str:
+        callers.append(dict(context.invocation_metadata())[CALLER])
+        return "hello"
+
     def sent(token: str) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {token}"),)
+        return (("authorization", f"Bearer {token}"), (CALLER, "eve"))
 
     async def scenario() -> dict[str, float]:
         async with (
-            serving(Answering()) as (upstream, _),
+            serving(Answering(note)) as (upstream, _),
             gateway(upstream, tls_cert=cert, tls_key=key, token_file=file, metrics_port=0) as (
                 address,
                 server,
@@ -225,6 +231,7 @@ def test_tls_and_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert metrics[counted % "OK"] == 2 and metrics[counted % "UNAUTHENTICATED"] == 3
     assert metrics["vlmir_queue_depth"] == 0
     lines = [record.getMessage() for record in caplog.records]
+    assert callers == ["anna", "bert"]
     assert sum("caller=anna" in line for line in lines) == 1
     assert sum("caller=bert" in line for line in lines) == 1
     assert not any(token in caplog.text for token in ("secret", "Bearer wrong"))
@@ -241,7 +248,10 @@ def test_the_upstream_hears_how_much_time_there_is_and_who_asks() -> None:
         async with fronted(Answering(note), limit_s=30) as stub:
             asked = [
                 (a_request("r-1"), {"timeout": 5}),
-                (a_request(), {"metadata": ((REQUEST_ID, "r-2"), (TIME_BUDGET, "1"))}),
+                (
+                    a_request(),
+                    {"metadata": ((REQUEST_ID, "r-2"), (TIME_BUDGET, "1"), (CALLER, "eve"))},
+                ),
                 (a_request(), {"metadata": (("traceparent", TRACEPARENT), ("x", "y"))}),
             ]
             return [await _done(stub.Restore(request, **how)) for request, how in asked]
@@ -253,6 +263,7 @@ def test_the_upstream_hears_how_much_time_there_is_and_who_asks() -> None:
     # No deadline: the gateway's own; and callers cannot speak in the gateway's name.
     assert 29_000 < int(second[TIME_BUDGET]) <= 30_000 and 29 < second["left"] <= 30
     assert [call[REQUEST_ID] for call in heard] == ids
+    assert not any(CALLER in call for call in heard)  # without tokens nobody knows
     assert third["traceparent"] == TRACEPARENT
     assert "traceparent" not in first and not any("x" in call for call in heard)
 

@@ -15,7 +15,7 @@ import yaml
 from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.calls import TIME_BUDGET
+from services.common.calls import CALLER, TIME_BUDGET
 from services.common.errors import from_details
 from services.restorer.settings import ClusterSettings
 from tests.integration.calls import NOT_SERVING, SERVING
@@ -305,6 +305,17 @@ def test_the_same_is_computed_once(app: Application, calls: ThreadPoolExecutor) 
     asked.options.steps = 21
     code, sentence, _ = refused(app.stub.Restore, asked)
     assert (code, "another picture" in sentence) == ("INVALID_ARGUMENT", True)
+
+
+def test_nobody_gets_the_results_of_anothers_request(app: Application) -> None:
+    asked, anna = request(), [(CALLER, "anna")]
+    asked.request_id = "hers"
+    restored = app.stub.Restore(asked, timeout=PATIENCE_S, metadata=anna).result
+    wanted = restorer_pb2.GetResultRequest(request_id="hers")
+    assert app.stub.GetResult(wanted, timeout=PATIENCE_S, metadata=anna).result == restored
+    for how in ({}, {"metadata": [(CALLER, "bert")]}):
+        code, sentence, _ = refused(app.stub.GetResult, wanted, **how)
+        assert (code, "'hers' is known" in sentence) == ("INVALID_ARGUMENT", True)
 
 
 def test_a_killed_replica_loses_no_result_and_no_request(

@@ -328,6 +328,22 @@ def test_results_are_found_by_request(store: FolderStore, monkeypatch: pytest.Mo
     run(test)
 
 
+def test_ids_are_their_callers_own(store: FolderStore) -> None:
+    async def test() -> None:
+        shared, work = Results(KeptResults(store)), Work()
+        work.gate.set()
+        await last(shared, order("anna/id"), work)
+        assert await shared.get("anna/id") is not None
+        for other in ("id", "bert/id"):
+            with pytest.raises(InputError, match="No request 'id' is known"):
+                await shared.get(other)
+        await last(shared, order("bert/id", seed=9), work)  # though anna's stands for another order
+        with pytest.raises(InputError, match="Request id 'id' was used for another"):
+            await last(shared, order("bert/id"), work)
+
+    run(test)
+
+
 def test_a_store_that_fails_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("no folder")
     broken = FolderStore(tmp_path / "store", "vlmir", [], {})
