@@ -15,12 +15,21 @@ __all__ = ["public"]
 log = logging.getLogger("vlmir.gateway")
 
 _SENTENCES = {
-    grpc.StatusCode.UNAVAILABLE.value[
-        0
-    ]: "a part of the restorer cannot be reached at present; try again soon",
-    grpc.StatusCode.INTERNAL.value[
-        0
-    ]: "internal error; the server's log tells more about request {id}",
+    code.value[0]: sentence
+    for code, sentence in (
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "a part of the restorer cannot be reached at present; try again soon",
+        ),
+        (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "this server's weights are not in order; its log tells more about request {id}",
+        ),
+        (
+            grpc.StatusCode.INTERNAL,
+            "internal error; the server's log tells more about request {id}",
+        ),
+    )
 }
 _HARMLESS = (ReleaseError.__name__,)
 """Errors whose sentence names releases, which the caller may know, and nothing else."""

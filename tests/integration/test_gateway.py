@@ -31,6 +31,7 @@ from tests.certificates import Authority
 from tests.unit.services.asking import SERVICE, Answering, a_request, scraped, serving
 from tests.unit.services.harness import SmallRestorer, a_picture, running_server
 from vlmir.errors import (
+    BundleError,
     LimitError,
     OptionError,
     OverloadedError,
@@ -437,6 +438,7 @@ def test_so_they_do_from_a_server_that_has_only_text(
     [
         (UnavailableError("Triton at 10.0.0.7:8001 is away"), "a part of the restorer cannot be"),
         (UnavailableError("The store at http://minio.internal refuses"), "try again soon"),
+        (BundleError("/srv/minio.internal has no preset"), "weights are not in order; its log"),
         (VlmirError("minio.internal"), "internal error; the server's log tells more about request"),
         (ReleaseError("Release 'a' is not held here; ask for 'b'."), "ask for 'b'"),
     ],
@@ -461,7 +463,8 @@ def test_insides_are_not_told_to_the_caller(
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert found["ErrorInfo"].reason == type(fault).__name__
     gateways = [r.getMessage() for r in caplog.records if r.name == "vlmir.gateway"]
-    assert any(str(fault) in line for line in gateways) == (type(fault) is UnavailableError)
+    hidden = type(fault) in (UnavailableError, BundleError)
+    assert any(str(fault) in line for line in gateways) == hidden
 
 
 @pytest.mark.parametrize(
