@@ -251,8 +251,12 @@ class _WithoutInit(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _RANDOM or getattr(func, "__module__", None) == "torch.nn.init":
+        if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if (
+            func in _RANDOM
+        ):  # such as truncated draws, made anew until they are in range: 0 always is
+            return args[0].zero_()
         return func(*args, **kwargs)
 
 
