@@ -163,9 +163,6 @@ class ClipEmbedder:
         """Makes the views that this embedder looks at."""
         return ViewMaker.of(self.network.config)
 
-    def _windows(self, pixels_HWC: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        return self.view_maker.windows(pixels_HWC)
-
     def views(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """The network's input for one picture: 1×(3|6)×S×S."""
         return self.view_maker.view(pixels_HWC)

@@ -31,7 +31,7 @@ from vlmir.image.color import to_float
 from vlmir.nn import UNet
 from vlmir.parts import build_embedder, build_frozen_clip, fill_embedder
 from vlmir.vlm.clip import DegradationCLIP
-from vlmir.vlm.embedder import ClipEmbedder
+from vlmir.vlm.embedder import ClipEmbedder, judge, with_mirrors
 
 ROOT = Path(__file__).parents[3]
 
@@ -173,16 +173,15 @@ def test_a_picture_is_judged_as_by_the_library() -> None:
     embedder = build_embedder(bundle)
     for label, photo in {"rainy": data.astronaut, "jpeg-compressed": data.coffee}.items():
         picture = degrade(to_float(photo()), label, seed=3, strength=0.6)
-        views = torch.cat([embedder.views(window) for window in embedder._windows(picture)])
-        got = run(images, views=torch.cat([views, views.flip(-1)]).numpy())
-        logits = got["logits"].mean(0, dtype=np.float64)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        got = run(images, views=with_mirrors(embedder.view_maker(picture)).numpy())
+        f_I, f_D, logits = (torch.from_numpy(got[name]) for name in ("f_I", "f_D", "logits"))
+        prototypes, typical = embedder.network.prototypes, bundle.preset.embedder.typical_damage
+        judged = judge(f_I[0], f_D, logits, prototypes, embedder.labels, typical=typical)
         seen = embedder.embed_image(picture)
-        assert seen.degradation == label
-        np.testing.assert_allclose(probabilities, list(seen.degradations.values()), atol=1e-5)
-        np.testing.assert_allclose(got["f_I"][0], seen.f_I, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(got["f_D"][0], seen.f_D, rtol=1e-4, atol=1e-4)
+        assert judged.degradation == seen.degradation == label
+        assert judged.degradations == pytest.approx(seen.degradations, abs=1e-5)
+        assert torch.allclose(judged.f_I, seen.f_I, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(judged.f_D, seen.f_D, rtol=1e-4, atol=1e-4)
 
 
 def test_the_command_writes_the_same_bytes_as_files_and_entries(
