@@ -214,9 +214,10 @@ class Cluster:
 
     def restorer(self, choice: Choice, run: Run, *, previews: bool = False) -> Restorer:
         """The pipeline for one request."""
+        embedder = self._embedder_stage(choice, run)
         return Restorer(
-            captioner=self._captioner_stage(choice, run),
-            embedder=self._embedder_stage(choice, run),
+            captioner=self._captioner_stage(choice, run, embedder),
+            embedder=embedder,
             sampler=RemoteSampler(
                 self._sampler,
                 run,
@@ -247,7 +248,7 @@ class Cluster:
             device=sampler.service.device,
         )
 
-    def _captioner_stage(self, choice: Choice, run: Run) -> Captioner | None:
+    def _captioner_stage(self, choice: Choice, run: Run, embedder: Embedder) -> Captioner | None:
         if isinstance(choice.captioner, str):
             return AbsentCaptioner(choice.captioner)
         if choice.captioner is None or self._captioner is None:
@@ -258,6 +259,7 @@ class Cluster:
             release=choice.release,
             image_size=choice.captioner,
             most_s=self._settings.caption_s,
+            embedder=embedder if isinstance(embedder, RemoteEmbedder) else None,
         )
 
     def _embedder_stage(self, choice: Choice, run: Run) -> Embedder:

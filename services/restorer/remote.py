@@ -42,7 +42,7 @@ class Cancellable(Protocol):
 class Run:
     """One request on its way through the services.
 
-    Its calls are made one after the other in a thread of its own; :meth:`cancel` may come from any.
+    Its calls are made in a thread of its own; :meth:`cancel` may come from any, and comes at the end in any case.
 
     Args:
         deadline: Reading of ``time.monotonic`` after which to give up, or None.
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
         self._lock = threading.Lock()
-        self._call: Cancellable | None = None
+        self._calls = set[Cancellable]()
         self._cancelled = False
 
     @property
@@ -77,24 +77,28 @@ class Run:
         return min(left * share, left if most_s is None else most_s)
 
     def cancel(self) -> None:
-        """End the call under way, and begin no other."""
+        """End the calls under way, and begin no other."""
         with self._lock:
             self._cancelled = True
-            if self._call is not None:
-                self._call.cancel()
+            for call in self._calls:
+                call.cancel()
+
+    def hold(self, call: Cancellable) -> None:
+        """Let :meth:`cancel` reach a call from now on."""
+        with self._lock:
+            self._calls.add(call)
+            if self._cancelled:
+                call.cancel()
 
     @contextmanager
     def holding(self, call: Cancellable) -> Iterator[None]:
         """Let :meth:`cancel` reach a call while the block runs; it is ended on the way out."""
-        with self._lock:
-            self._call = call
-            if self._cancelled:
-                call.cancel()
+        self.hold(call)
         try:
             yield
         finally:
             with self._lock:
-                self._call = None
+                self._calls.discard(call)
             call.cancel()  # without effect on one that has ended
 
 
@@ -109,14 +113,31 @@ class Service:
     def __init__(self, name: str, run: Run) -> None:
         self._name, self._run = name, run
 
+    def begin(self, method: Any, request: Any) -> Any:
+        """A unary call under way, to be given to :meth:`ask` for its answer.
+
+        Raises:
+            DeadlineError: There is no time left.
+        """
+        call = method.future(request, timeout=self._run.left_s())
+        self._run.hold(call)
+        return call
+
     def ask(
-        self, method: Any, request: Any, *, most_s: float | None = None, share: float = 1.0
+        self,
+        method: Any,
+        request: Any,
+        *,
+        begun: Any = None,
+        most_s: float | None = None,
+        share: float = 1.0,
     ) -> Any:
         """The answer to a unary call.
 
         Args:
             method: Of a stub.
             request: Its message.
+            begun: The first try, as :meth:`begin` made it; None: it is made now.
             most_s: Seconds it may take at most.
             share: Of the time that is left, the most it may take.
 
@@ -125,7 +146,8 @@ class Service:
         """
         for tries_left in (1, 0):
             try:
-                call = method.future(request, timeout=self._run.left_s(most_s, share=share))
+                left_s = self._run.left_s(most_s, share=share)
+                call, begun = begun or method.future(request, timeout=left_s), None
                 with self._run.holding(call):
                     return call.result()
             except (grpc.RpcError, grpc.FutureCancelledError) as error:

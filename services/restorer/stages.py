@@ -81,6 +81,7 @@ class RemoteCaptioner:
         release: Must answer.
         image_size: Side S in pixels of the square that it looks at.
         most_s: Seconds that a caption may take.
+        embedder: Begins to look at a picture while it is captioned; None: it waits for the caption.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class RemoteCaptioner:
         release: str,
         image_size: int,
         most_s: float,
+        embedder: RemoteEmbedder | None = None,
     ) -> None:
         self._stub, self._service = stub, Service("captioner", run)
+        self._embedder = embedder
         self._release, self._image_size, self._most_s = release, image_size, most_s
 
     def caption(self, pixels_HWC: Pixels) -> str:
@@ -102,7 +105,10 @@ class RemoteCaptioner:
             UnavailableError: It is down, too slow, overloaded or out of order.
             ReleaseGone: It does not hold the release any more.
             RestorationCancelled: The request was cancelled.
+            DeadlineError: Its time was over before.
         """
+        if self._embedder is not None:
+            self._embedder.begin(pixels_HWC)
         request = captioner_pb2.CaptionRequest(
             image=image_pb2.ImageSource(data=self._view(pixels_HWC)), release=self._release
         )
@@ -200,6 +206,16 @@ class RemoteEmbedder:
         self._stub, self._service = stub, Service("embedder", run)
         self._release, self._traits = release, traits
         self.labels = traits.labels
+        self._begun: tuple[Pixels, Any, Any] | None = None
+
+    def begin(self, pixels_HWC: Pixels) -> None:
+        """Let the service look at a picture already; :meth:`embed_image` of it then gives what was seen.
+
+        Raises:
+            DeadlineError: The request's time is over.
+        """
+        request = self._request(pixels_HWC)
+        self._begun = pixels_HWC, request, self._service.begin(self._stub.EmbedImage, request)
 
     def embed_image(self, pixels_HWC: Pixels) -> ImageEmbedding:
         """H×W×3, 0…1 → content, damage and label probabilities.
@@ -210,9 +226,14 @@ class RemoteEmbedder:
         """
         from vlmir.vlm.embedder import ImageEmbedding
 
-        views = self._traits.views(pixels_HWC).numpy()
-        request = embedder_pb2.EmbedImageRequest(pixels=to_message(views), release=self._release)
-        reply: embedder_pb2.EmbedImageResponse = self._service.ask(self._stub.EmbedImage, request)
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is pixels_HWC:
+            _, request, call = begun
+        else:
+            request, call = self._request(pixels_HWC), None
+        reply: embedder_pb2.EmbedImageResponse = self._service.ask(
+            self._stub.EmbedImage, request, begun=call
+        )
         degradations = {label: reply.degradations[label] for label in self.labels}
         return ImageEmbedding(
             cast(Any, reply.image_embedding), cast(Any, reply.degradation_embedding), degradations
@@ -232,6 +253,10 @@ class RemoteEmbedder:
             known = ", ".join(self.labels)
             raise OptionError(f"Unknown degradation {label!r}; choose from {known}.")
         return to_message(self._traits.prototypes[self.labels.index(label)])
+
+    def _request(self, pixels_HWC: Pixels) -> embedder_pb2.EmbedImageRequest:
+        views = self._traits.views(pixels_HWC).numpy()
+        return embedder_pb2.EmbedImageRequest(pixels=to_message(views), release=self._release)
 
     def _embed_caption(self, caption: str) -> image_pb2.Tensor:
         request = embedder_pb2.EmbedTextRequest(text=caption, release=self._release)

@@ -62,7 +62,11 @@ from vlmir.v1.captioner_pb2_grpc import (
     CaptionerServiceStub,
     add_CaptionerServiceServicer_to_server,
 )
-from vlmir.v1.embedder_pb2_grpc import EmbedderServiceStub
+from vlmir.v1.embedder_pb2_grpc import (
+    EmbedderServiceServicer,
+    EmbedderServiceStub,
+    add_EmbedderServiceServicer_to_server,
+)
 from vlmir.v1.sampler_pb2_grpc import (
     SamplerServiceServicer,
     SamplerServiceStub,
@@ -222,6 +226,59 @@ def test_cancelling_the_run_ends_the_call_that_is_waited_for(servers: Servers) -
 
 def long_plan() -> Plan:
     return Plan(steps=100, solver="ddim", realism=1.0, tile=None)
+
+
+class Both(CaptionerServiceServicer, EmbedderServiceServicer):
+    """Captions a picture when the embedder is looking at it, too."""
+
+    def __init__(self) -> None:
+        self.looking, self.looks = threading.Event(), 0
+
+    def Caption(self, request: Any, context: Any) -> captioner_pb2.CaptionResponse:
+        assert self.looking.wait(PATIENCE_S)
+        return captioner_pb2.CaptionResponse(caption="a dog", release=RELEASE)
+
+    def EmbedImage(self, request: Any, context: Any) -> embedder_pb2.EmbedImageResponse:
+        self.looks += 1
+        self.looking.set()
+        return embedder_pb2.EmbedImageResponse(release=RELEASE)
+
+
+def add_both(servicer: Both, server: grpc.Server) -> None:
+    add_CaptionerServiceServicer_to_server(servicer, server)
+    add_EmbedderServiceServicer_to_server(servicer, server)
+
+
+def test_a_picture_is_looked_at_while_it_is_captioned(servers: Servers) -> None:
+    known, both = choice_of(servers).embedder, Both()
+    assert isinstance(known, EmbedderTraits)
+    with (
+        served_by(both, add_both) as (address, _),
+        stub_at(address, CaptionerServiceStub) as captioner,
+        stub_at(address, EmbedderServiceStub) as stub,
+    ):
+        run, seen = Run(None), picture()
+        embedder = RemoteEmbedder(stub, run, release=RELEASE, traits=known)
+        how = {"release": RELEASE, "image_size": 32, "most_s": PATIENCE_S, "embedder": embedder}
+        assert RemoteCaptioner(captioner, run, **how).caption(seen) == "a dog"
+        embedder.embed_image(seen)
+        assert both.looks == 1
+        embedder.embed_image(seen)  # asked again, it looks again
+        embedder.begin(seen)
+        embedder.embed_image(picture(seed=1))  # another is not the one begun
+        assert both.looks == 4
+
+
+def test_what_was_begun_ends_with_the_run(servers: Servers) -> None:
+    known = choice_of(servers).embedder
+    assert isinstance(known, EmbedderTraits)
+    with stub_at(f"127.0.0.1:{free_port()}", EmbedderServiceStub) as nobody:
+        run = Run(None)
+        embedder = RemoteEmbedder(nobody, run, release=RELEASE, traits=known)
+        embedder.begin(seen := picture())
+        run.cancel()
+        with pytest.raises(RestorationCancelled):
+            embedder.embed_image(seen)
 
 
 # Failures
