@@ -253,9 +253,8 @@ class _WithoutInit(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        if (
-            func in _RANDOM
-        ):  # such as truncated draws, made anew until they are in range: 0 always is
+        # Truncated draws are made anew until they are in range: 0 always is.
+        if func in _RANDOM:
             return args[0].zero_()
         return func(*args, **kwargs)
 

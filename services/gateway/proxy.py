@@ -145,11 +145,12 @@ class Proxy:
 def _granted(deadline: float | None) -> dict[str, Any]:
     """Deadline and metadata for the upstream, which may not be able to see the deadline, nor who calls."""
     budget_ms, who = time_budget_ms(deadline), caller.get()
-    told = {TIME_BUDGET: None if budget_ms is None else str(budget_ms), CALLER: who or None}
-    return {
-        "timeout": None if budget_ms is None else budget_ms / 1e3,
-        "metadata": grpc.aio.Metadata(*((key, text) for key, text in told.items() if text)),
-    }
+    metadata = grpc.aio.Metadata()
+    if budget_ms is not None:
+        metadata.add(TIME_BUDGET, str(budget_ms))
+    if who:
+        metadata.add(CALLER, who)
+    return {"timeout": None if budget_ms is None else budget_ms / 1e3, "metadata": metadata}
 
 
 def _data(request: Passed) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-import grpc
+from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
@@ -15,21 +15,9 @@ __all__ = ["public"]
 log = logging.getLogger("vlmir.gateway")
 
 _SENTENCES = {
-    code.value[0]: sentence
-    for code, sentence in (
-        (
-            grpc.StatusCode.UNAVAILABLE,
-            "a part of the restorer cannot be reached at present; try again soon",
-        ),
-        (
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "this server's weights are not in order; its log tells more about request {id}",
-        ),
-        (
-            grpc.StatusCode.INTERNAL,
-            "internal error; the server's log tells more about request {id}",
-        ),
-    )
+    code_pb2.UNAVAILABLE: "a part of the restorer cannot be reached at present; try again soon",
+    code_pb2.FAILED_PRECONDITION: "this server's weights are not in order; its log tells more about request {id}",
+    code_pb2.INTERNAL: "internal error; the server's log tells more about request {id}",
 }
 _HARMLESS = (ReleaseError.__name__,)
 """Errors whose sentence names releases, which the caller may know, and nothing else."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,19 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    *,
+    within_s: float = PATIENCE_S,
+    told: Callable[[], object] = lambda: "it did not happen",
+) -> None:
+    """As :func:`until`, outside of an event loop; ``told`` says what is wrong if the time is over."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, told()
+        time.sleep(0.02)
 
 
 @functools.cache

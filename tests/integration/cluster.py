@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import grpc
 import psutil
 
-from tests.integration.calls import PATIENCE_S, ROOT, free_port, metrics
+from tests.integration.calls import PATIENCE_S, ROOT, free_port, metrics, wait_until
 from vlmir.v1 import sampler_pb2
 from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
 
@@ -87,10 +86,11 @@ class KeptService(ServiceProcess):
 
     def wait(self) -> None:
         log = self._folder / "logs" / f"{self._name}.log"
-        end = time.monotonic() + 3 * PATIENCE_S
-        while not (log.exists() and "serving " in log.read_text()):
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
+        wait_until(
+            lambda: log.exists() and "serving " in log.read_text(),
+            within_s=3 * PATIENCE_S,
+            told=log.read_text,
+        )
 
     def kill(self) -> None:
         for process in self.processes:
@@ -145,10 +145,7 @@ class Cluster:
 
     def wait_for_depth(self, wanted: int) -> None:
         """Return when the sampler has so many pictures."""
-        end = time.monotonic() + PATIENCE_S
-        while self.sampler_depth != wanted:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: self.sampler_depth == wanted)
 
     def wait(self) -> None:
         """Return when all serve."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.integration.calls import ROOT, SERVING, free_port
+from tests.integration.calls import ROOT, SERVING, free_port, wait_until
 from tests.integration.cluster import Cluster
 from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
 
@@ -47,10 +46,7 @@ class Application:
         return health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE_S).status
 
     def wait_for_health(self, wanted: int) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while self.health() != wanted:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: self.health() == wanted, within_s=PATIENCE_S)
 
 
 @contextmanager

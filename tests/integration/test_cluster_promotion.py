@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from services.restorer.settings import ClusterSettings
+from tests.integration.calls import wait_until
 from tests.integration.cluster import Cluster, starting_cluster
 from tests.measured import measured_bundle
 from tests.mlflow_server import MlflowServer
@@ -108,10 +108,13 @@ class Callers:
 
     def wait(self, release: str) -> None:
         """Return when the last four pictures of each caller are of the release."""
-        end = time.monotonic() + PATIENCE_S
-        while any([one.report.release for one in got[-4:]] != [release] * 4 for got in self.got):
-            assert time.monotonic() < end, f"{release} did not come"
-            time.sleep(0.05)
+        wait_until(
+            lambda: all(
+                [one.report.release for one in got[-4:]] == [release] * 4 for got in self.got
+            ),
+            within_s=PATIENCE_S,
+            told=lambda: f"{release} did not come",
+        )
 
     def _restore(self) -> restorer_pb2.RestoreResult:
         # At realism 0 the seed changes nothing, but makes each request one that has to be computed.

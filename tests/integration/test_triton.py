@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +12,7 @@ import torch
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.integration.calls import ROOT
-from tests.integration.triton import SERVER, needs_triton
+from tests.integration.triton import RealTriton, needs_triton
 from tests.small import CAPTIONS
 from training.onnx_export import export_onnx
 from training.release.triton_repository import MAX_BATCH, write_entry
@@ -44,31 +40,17 @@ def triton(
     bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[InferenceServerClient]:
     """Serves both models, whose repository also has the plain files in it, as the command leaves it."""
-    assert SERVER is not None
-    repository, run = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("triton")
+    repository = tmp_path_factory.mktemp("models")
     for graph in export_onnx(bundle):
         write_entry(repository, graph.name, graph.data, backend="python")
         (repository / f"{graph.name}.onnx").write_bytes(graph.data)
-    # Where a command that installs the server keeps it between runs.
-    env = {"TRITON_SERVER_HOME": str(ROOT / "build" / "triton-server")} | dict(os.environ)
-    models = ["--models", str(repository), "--python", sys.executable, "--load", "*"]
+    found = RealTriton(repository, tmp_path_factory.mktemp("triton"))
     try:
-        printed = subprocess.run(
-            [SERVER, "start", "--dir", str(run), *models],
-            env=env,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        ).stdout
-        (address,) = (
-            line.removeprefix("TRITON_GRPC=")
-            for line in printed.splitlines()
-            if line.startswith("TRITON_GRPC=")
-        )
-        with InferenceServerClient(address) as client:
+        found.start()
+        with InferenceServerClient(found.address) as client:
             yield client
     finally:
-        subprocess.run([SERVER, "stop", "--dir", str(run)], env=env, check=False)
+        found.stop()
 
 
 def ask(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.calls import metrics
+from tests.integration.calls import metrics, wait_until
 from tests.integration.stack import Stack, running_stack
 from tests.integration.triton import needs_triton
 from tests.unit.services.s3 import needs_s3
@@ -251,7 +251,8 @@ class Load:
 
     def wait_for_whole(self, number: int, *, after: float = 0.0) -> None:
         """Return when so many pictures came that were asked for after a moment."""
-        end = time.monotonic() + 2 * HEALTHY_S
-        while sum(began > after for began in list(self._begun)) < number:
-            assert time.monotonic() < end, self.ends
-            time.sleep(0.05)
+        wait_until(
+            lambda: sum(began > after for began in list(self._begun)) >= number,
+            within_s=2 * HEALTHY_S,
+            told=lambda: self.ends,
+        )
