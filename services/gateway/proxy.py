@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from grpc_status import rpc_status
 from services.common.batching import Admission, until
 from services.common.calls import CALLER, TIME_BUDGET, Context, caller, request_id
 from services.common.channels import time_budget_ms
+from services.common.deadlines import deadline_of, timeout_within
 from services.gateway.answers import answer
 from services.gateway.messages import Passed, reader
 from services.gateway.public import public
@@ -125,7 +125,7 @@ class Proxy:
     @asynccontextmanager
     async def _upstream(self, context: Context, lane: _Lane) -> AsyncIterator[dict[str, Any]]:
         """A turn, with the arguments of the call to the upstream; its failure becomes the caller's status."""
-        deadline = self._deadline(context)
+        deadline = deadline_of(None, context, limit_s=self._limit_s)
         try:
             async with lane.entered(deadline):
                 yield _granted(deadline)
@@ -133,13 +133,6 @@ class Proxy:
             status = public(answer(error, request_id.get()), request_id.get())
             rich = rpc_status.to_status(status)
             await context.abort(rich.code, rich.details, rich.trailing_metadata)
-
-    def _deadline(self, context: Context) -> float | None:
-        """The sooner of the caller's deadline and the gateway's limit, on `time.monotonic`."""
-        # None without a deadline, whatever the type stubs say.
-        remaining = cast(float | None, context.time_remaining())
-        budgets = [s for s in (self._limit_s or None, remaining) if s is not None]
-        return time.monotonic() + min(budgets) if budgets else None
 
 
 def _granted(deadline: float | None) -> dict[str, Any]:
@@ -150,7 +143,10 @@ def _granted(deadline: float | None) -> dict[str, Any]:
         metadata.add(TIME_BUDGET, str(budget_ms))
     if who:
         metadata.add(CALLER, who)
-    return {"timeout": None if budget_ms is None else budget_ms / 1e3, "metadata": metadata}
+    return {
+        "timeout": None if budget_ms is None else timeout_within(budget_ms / 1e3),
+        "metadata": metadata,
+    }
 
 
 def _data(request: Passed) -> bytes:
