@@ -16,12 +16,13 @@ import torch
 
 from training.config import CONFIGS, TrainingConfig, load_config
 from training.engine.checkpoints import latest_of_each
-from training.engine.compute import PRECISIONS, Compute
+from training.engine.compute import Compute
 from training.engine.loop import Run
 from training.engine.tracking import tracked, tracking_uri
 from training.engine.workers import ALONE, FAULTS, Workers, run_in_workers
 from vlmir.config import Preset, load_preset
 from vlmir.errors import OptionError
+from vlmir.options import PRECISIONS
 
 __all__ = [
     "Stage",

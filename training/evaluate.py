@@ -36,6 +36,7 @@ from training.measure.restoration import SETTINGS, Judges, measure_bench
 from training.measure.speed import measure_speed
 from training.table import identity
 from vlmir.bundle import Bundle, load_bundle
+from vlmir.compute import Compute
 from vlmir.errors import OptionError, VlmirError
 from vlmir.metrics.perceptual import ALEXNET, INCEPTION
 from vlmir.options import RestoreOptions
@@ -259,7 +260,10 @@ def _machine() -> str:
     lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
     names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     unit = torch.backends.cpu.get_cpu_capability()
-    return f"{next(names, platform.machine())}, {unit}, {torch.get_num_threads()} threads, float32"
+    compute = Compute.choose()
+    return (
+        f"{next(names, platform.machine())}, {unit}, {torch.get_num_threads()} threads, {compute}"
+    )
 
 
 if __name__ == "__main__":

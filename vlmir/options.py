@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from vlmir.errors import OptionError
 
-__all__ = ["SAMPLE_STEPS", "RestoreOptions"]
+__all__ = ["PRECISIONS", "SAMPLE_STEPS", "Precision", "RestoreOptions"]
+
+Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Of a network: bfloat16, float32, or ``auto`` for bfloat16 where the processor multiplies in it."""
 
 SAMPLE_STEPS = 20
 """Network evaluations where realism is asked for and steps are not named."""

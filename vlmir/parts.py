@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vlmir.bundle import FORMAT, PARTS, REQUIRED, Bundle, digest_of
+from vlmir.compute import REFERENCE, Compute
 from vlmir.config import Preset
 from vlmir.daclip import load_strictly
 from vlmir.errors import BundleError
@@ -142,15 +143,20 @@ def _frozen_clip(bundle: Bundle, state: dict[str, Tensor]) -> Any:
     return clip
 
 
-def build_unet(bundle: Bundle) -> UNet:
+def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
     """The restoring network of a bundle, in evaluation mode.
+
+    Args:
+        bundle: Holds it.
+        compute: Where it is to run, and in which precision; to be saved or trained it stays as it is.
 
     Raises:
         BundleError: Its file does not fit the preset.
     """
     unet = UNet(bundle.preset.sampler.unet)
     load_strictly(unet, _read(bundle.file("sampler", MODEL)))
-    return unet.eval().to(memory_format=torch.channels_last)
+    unet = unet.eval().to(compute.device, compute.dtype)
+    return unet.to(memory_format=torch.channels_last)
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vlmir.errors import OptionError, UnavailableError
 from vlmir.image import Image, Limits, check_encodable, decode, read_file
-from vlmir.options import SAMPLE_STEPS, RestoreOptions
+from vlmir.options import SAMPLE_STEPS, Precision, RestoreOptions
 from vlmir.report import Inspection, Progress, Report, Restoration
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Restorer:
         digests: dict[str, str],
         solver: str,
         steps: int,
-        device: str = "cpu",
+        device: str = "",
         limits: Limits | None = None,
         unconditioned: bool = False,
     ) -> None:
@@ -159,7 +159,7 @@ class Restorer:
             digests: Part → sha256.
             solver: Solver where none is asked for.
             steps: Network evaluations where neither steps nor realism are asked for.
-            device: Where the networks run.
+            device: Where the sampler runs, and in which precision; for people to read.
             limits: What pictures are accepted; None: the library's.
             unconditioned: Whether pictures are restored without conditions while the embedder cannot be reached; else
                 that is an error.
@@ -172,35 +172,55 @@ class Restorer:
         self._solver, self._steps = solver, steps
 
     @classmethod
-    def load(cls, bundle: str | Path = "tiny", *, limits: Limits | None = None) -> Restorer:
+    def load(
+        cls,
+        bundle: str | Path = "tiny",
+        *,
+        limits: Limits | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> Restorer:
         """A restorer with all stages in this process.
 
         Args:
             bundle: Name of a shipped bundle, or the path of a bundle folder.
             limits: What pictures are accepted; None: the library's.
+            device: Where the sampler runs: ``auto`` for a GPU where there is one, or ``cpu``, ``cuda:1`` and the like.
+            precision: The sampler's: ``fp32``, ``bf16``, or ``auto`` for bfloat16 where the processor multiplies in it.
 
         Raises:
             BundleError: There is none, or it is damaged.
+            OptionError: The device cannot be used.
         """
         from vlmir.bundle import load_bundle
 
-        return cls.from_bundle(load_bundle(bundle), limits=limits)
+        opened = load_bundle(bundle)
+        return cls.from_bundle(opened, limits=limits, device=device, precision=precision)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, limits: Limits | None = None) -> Restorer:
-        """A restorer with all stages of an opened bundle in this process."""
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        limits: Limits | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> Restorer:
+        """A restorer with all stages of an opened bundle in this process; see :meth:`load`."""
+        from vlmir.compute import Compute
         from vlmir.parts import build_captioner, build_embedder, build_unet
         from vlmir.sampling import DiffusionSampler
 
-        config = bundle.preset.sampler
+        config, compute = bundle.preset.sampler, Compute.choose(device, precision)
         return cls(
             captioner=build_captioner(bundle) if "captioner" in bundle.digests else None,
             embedder=build_embedder(bundle),
-            sampler=DiffusionSampler(build_unet(bundle), config),
+            sampler=DiffusionSampler(build_unet(bundle, compute), config),
             release=bundle.release,
             digests=bundle.digests,
             solver=config.solver,
             steps=config.steps,
+            device=str(compute),
             limits=limits,
         )
 

@@ -178,12 +178,13 @@ def evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
         )
         for windows in ([e.x for e in evaluations], [e.mu for e in evaluations])
     )
+    device = unet.device
     outputs = unet(
-        x.contiguous(memory_format=torch.channels_last),
-        mu.contiguous(memory_format=torch.channels_last),
-        torch.tensor([evaluation.t for evaluation in evaluations]),
+        x.to(device).contiguous(memory_format=torch.channels_last),
+        mu.to(device).contiguous(memory_format=torch.channels_last),
+        torch.tensor([evaluation.t for evaluation in evaluations], device=device),
         _joined([evaluation.conditioning for evaluation in evaluations]),
-    )
+    ).to("cpu")
     return [
         output[:, : asked.x.shape[1], : asked.x.shape[2]]
         for output, asked in zip(outputs, evaluations, strict=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vlmir.bundle import Bundle
+from vlmir.compute import Compute
 from vlmir.options import RestoreOptions
 from vlmir.parts import build_captioner, build_embedder, build_unet
 from vlmir.pipeline import Pixels, Restorer
@@ -77,7 +78,7 @@ def ablated_restorers(bundle: Bundle) -> dict[str, Restorer]:
     """
     config = bundle.preset.sampler
     captioner, embedder = build_captioner(bundle), build_embedder(bundle)
-    sampler = DiffusionSampler(build_unet(bundle), config)
+    sampler = DiffusionSampler(build_unet(bundle, Compute.choose()), config)
     return {
         name: Restorer(
             captioner=captioner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from rich.progress import track
 
 from training.measure.benches import BENCHES, noisy_copy
-from vlmir.bundle import load_bundle
+from vlmir.bundle import Bundle, load_bundle
+from vlmir.compute import REFERENCE
 from vlmir.image.color import to_float
 from vlmir.metrics import psnr
 from vlmir.options import RestoreOptions
@@ -37,19 +39,23 @@ def measure_consistency(restorer: Restorer, bench: Path, bundle: str) -> dict[st
 
     Returns:
         ``batch_difference``: see :func:`together_and_alone`, float32, all solvers, greatest difference; 0…1.
-        ``batch_psnr_bf16``: the same in bfloat16 with the default solver, dB. ``tiled_psnr``: a noisy 512² photo in
+        ``batch_psnr_bf16``: the same in bfloat16 with the default solver, dB. ``bf16_psnr``: the same pictures in one
+        evaluation, bfloat16 against float32, dB. ``tiled_psnr``: a noisy 512² photo in
         tiles of 256 against whole, 8 stochastic steps, dB. ``clean_psnr_median``, ``clean_above_40_db``: clean photos
         restored like any other, dB and share.
     """
-    sampler, pictures, conditions = _noisy_batch(bundle, bench, side=320)
+    opened = load_bundle(bundle)
+    pictures, conditions = _noisy_batch(opened, bench, side=320)
+    sampler, half = (_sampler(opened, dtype) for dtype in (torch.float32, torch.bfloat16))
     pairs = [together_and_alone(sampler, pictures, conditions, name) for name in sampler.solvers]
     small = [picture[:96, :96] for picture in pictures]
-    with torch.autocast("cpu", torch.bfloat16):
-        half = together_and_alone(sampler, small, conditions, sampler.config.solver)
+    in_half = together_and_alone(half, small, conditions, half.config.solver)
+    means = [_means(one, pictures, conditions) for one in (half, sampler)]
     clean = _clean_photos(restorer, bench)
     return {
         "batch_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
-        "batch_psnr_bf16": _decibels(*half),
+        "batch_psnr_bf16": _decibels(*in_half),
+        "bf16_psnr": _decibels(*means),
         "tiled_psnr": _tiled(restorer),
         "clean_psnr_median": float(np.median(clean)),
         "clean_above_40_db": float(np.mean(np.array(clean) >= 40)),
@@ -75,16 +81,26 @@ def _decibels(first: Pixels, second: Pixels) -> float:
     return min(psnr(first, second, crop=0), 100.0)
 
 
-def _noisy_batch(
-    bundle: str, bench: Path, side: int
-) -> tuple[DiffusionSampler, list[Pixels], list[Conditions]]:
-    """The bundle's sampler, four noisy photos cut to one size, and their conditions."""
-    opened = load_bundle(bundle)
-    embedder = build_embedder(opened)
+def _means(
+    sampler: DiffusionSampler, pictures: list[Pixels], conditions: list[Conditions]
+) -> Pixels:
+    """Pictures restored in one evaluation, one below the other."""
+    plan = Plan(steps=1, solver=sampler.config.solver, realism=0.0, tile=0)
+    return np.concatenate(finish(sampler.sample(pictures, conditions, [0] * len(pictures), plan)))
+
+
+def _sampler(bundle: Bundle, dtype: torch.dtype) -> DiffusionSampler:
+    unet = build_unet(bundle, replace(REFERENCE, dtype=dtype))
+    return DiffusionSampler(unet, bundle.preset.sampler)
+
+
+def _noisy_batch(bundle: Bundle, bench: Path, side: int) -> tuple[list[Pixels], list[Conditions]]:
+    """Four noisy photos cut to one size, and their conditions."""
+    embedder = build_embedder(bundle)
     pictures = [to_float(lq)[:side, :side] for lq, _ in islice(BENCHES[NOISY](bench), 4)]
     seen = [embedder.embed_image(picture) for picture in pictures]
     conditions = [Conditions(None, one.f_I, one.f_D) for one in seen]
-    return DiffusionSampler(build_unet(opened), opened.preset.sampler), pictures, conditions
+    return pictures, conditions
 
 
 def _tiled(restorer: Restorer) -> float:

@@ -141,6 +141,11 @@ _LINES: tuple[tuple[str, str, Callable[[Numbers], str]], ...] = (
     ("consistency", "the same in bfloat16", lambda n: f"{n['batch_psnr_bf16']:.1f} dB"),
     (
         "consistency",
+        "one evaluation in bfloat16 against float32",
+        lambda n: f"{n['bf16_psnr']:.1f} dB",
+    ),
+    (
+        "consistency",
         "tiled against untiled, 512², 8 stochastic steps",
         lambda n: f"{n['tiled_psnr']:.1f} dB",
     ),

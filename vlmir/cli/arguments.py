@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmir import __version__
 from vlmir.formats import FORMATS
+from vlmir.options import PRECISIONS
 
 __all__ = ["LABELS", "SOLVERS", "build_parser"]
 
@@ -101,6 +102,7 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PX",
         help="side of a tile in pixels, at least 128, or 0 for none (default: as the picture needs)",
     )
+    _add_compute(model)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -243,6 +245,19 @@ def _add_limits(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--max-bytes", type=_whole(1), metavar="N", help="largest file taken (default: 64 MiB)"
+    )
+
+
+def _add_compute(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="where the sampler runs, such as cpu or cuda:1 (default: a GPU if there is one)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the sampler (default: bf16 where the processor multiplies in it)",
     )
 
 

@@ -19,6 +19,7 @@ from vlmir.errors import OptionError
 if TYPE_CHECKING:
     from vlmir.client import ServerInfo
     from vlmir.image import Limits
+    from vlmir.options import Precision
     from vlmir.pipeline import Inspection, Restorer
 
 __all__ = ["degrade", "info", "inspect", "load_restorer", "restore"]
@@ -42,15 +43,18 @@ _SHOWN = 0.01
 """Degradations less probable than this are not printed (but stand in the JSON)."""
 
 
-def load_restorer(bundle: str, limits: Limits) -> Restorer:
-    """The restorer with its weights.
+def load_restorer(
+    bundle: str, limits: Limits, *, device: str = "auto", precision: Precision = "auto"
+) -> Restorer:
+    """The restorer with its weights; see :meth:`vlmir.pipeline.Restorer.load`.
 
     Raises:
         BundleError: There is no such bundle, or it is damaged.
+        OptionError: The device cannot be used.
     """
     from vlmir.pipeline import Restorer
 
-    return Restorer.load(bundle, limits=limits)
+    return Restorer.load(bundle, limits=limits, device=device, precision=precision)
 
 
 def _limits(arguments: Namespace) -> Limits:
@@ -73,11 +77,22 @@ def restore(arguments: Namespace) -> int:
             arguments,
             lambda: _restoring(
                 arguments,
-                lambda: LocalEngine(load_restorer(arguments.bundle, _limits(arguments))),
+                lambda: LocalEngine(
+                    load_restorer(
+                        arguments.bundle,
+                        _limits(arguments),
+                        device=arguments.device or "auto",
+                        precision=arguments.precision or "auto",
+                    )
+                ),
             ),
         )
     if arguments.max_bytes or arguments.max_pixels:
         raise OptionError("With --server, its own limits hold; leave --max-bytes and --max-pixels.")
+    if arguments.device or arguments.precision:
+        raise OptionError(
+            "With --server, it computes as it was set up; leave --device and --precision."
+        )
     with closing(connect(arguments)) as client:
         return _run(arguments, lambda: _restoring(arguments, lambda: ServerEngine(client)))
 

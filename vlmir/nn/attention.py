@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,14 +36,26 @@ class LinearAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B×C×H×W → the same shape."""
         batch, _, height, width = x_BCHW.shape
-        qkv = self.to_qkv(self.norm(x_BCHW)).view(
-            batch, 3, self.HEADS, self.HEAD_DIM, height * width
+        # Pixels before channels, as they lie in memory (channels-last): nothing of the picture's size is copied.
+        x_BLC = self.norm(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2)
+        q, k, v = (F.linear(x_BLC, part) for part in self.to_qkv.weight.flatten(1).chunk(3))
+        q = q.view(batch, -1, self.HEADS, self.HEAD_DIM).softmax(dim=-1).flatten(2)
+        out_BLC = torch.baddbmm(
+            cast(Tensor, self.to_out.bias), q, self._context(k.softmax(dim=1), v)
         )
-        q, k, v = qkv.unbind(1)
-        q = q.softmax(dim=-2) * self.HEAD_DIM**-0.5
-        context = k.softmax(dim=-1) @ (v / (height * width)).transpose(-1, -2)
-        out = (context.transpose(-1, -2) @ q).reshape(batch, -1, height, width)
-        return cast(Tensor, self.out_norm(self.to_out(out)) + x_BCHW)
+        out = out_BLC.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return cast(Tensor, self.out_norm(out) + x_BCHW)
+
+    def _context(self, k_BLI: Tensor, v_BLI: Tensor) -> Tensor:
+        """What the queries are multiplied with, B×I×C: the heads' contexts and the last projection in one matrix.
+
+        All heads are multiplied with all, and what is not of one head is dropped: one large product is faster than
+        several small ones.
+        """
+        head = torch.arange(self.HEADS, device=v_BLI.device).repeat_interleave(self.HEAD_DIM)
+        within_heads = (head[:, None] == head) * (self.HEAD_DIM**-0.5 / k_BLI.shape[1])
+        context_BII: Tensor = (k_BLI.transpose(1, 2) @ v_BLI) * within_heads.to(v_BLI.dtype)
+        return context_BII @ self.to_out.weight.flatten(1).t()
 
 
 class Context(NamedTuple):

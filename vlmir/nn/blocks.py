@@ -6,6 +6,7 @@ import math
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["ChannelNorm", "ResBlock", "TimeEmbedding", "conv"]
@@ -25,8 +26,10 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """B×C×H×W → the same shape."""
-        variance, mean = torch.var_mean(x_BCHW.float(), dim=1, correction=0, keepdim=True)
-        return ((x_BCHW - mean) * (variance + 1e-5).rsqrt() * self.g).to(x_BCHW.dtype)
+        channels = x_BCHW.shape[1]
+        # Channels lie side by side in memory (channels-last), so this is one pass over it.
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        return F.layer_norm(x_BHWC, (channels,), self.g.view(channels)).permute(0, 3, 1, 2)
 
 
 class TimeEmbedding(nn.Module):
@@ -44,7 +47,8 @@ class TimeEmbedding(nn.Module):
         half = self.width // 2
         rates = torch.exp(torch.arange(half, device=t_B.device) * (-math.log(10000) / (half - 1)))
         angles = t_B[:, None].float() * rates
-        return cast(Tensor, self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1)))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return cast(Tensor, self.mlp(waves.to(cast(nn.Linear, self.mlp[0]).weight.dtype)))
 
 
 class ResBlock(nn.Module):

@@ -113,15 +113,21 @@ class UNet(nn.Module):
         """Height and width are padded to a multiple of this many pixels."""
         return int(self.config.stem_stride * 2 ** len(self.config.multipliers))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and wants its arguments."""
+        return self.stem.weight.device
+
     def prepare(
         self, f_T: Tensor | None, f_I: Tensor | None, f_D: Tensor | None, batch: int
     ) -> Conditioning:
-        """Conditions of ``batch`` pictures, each B×D or None (a learnt null takes its place)."""
+        """Conditions of ``batch`` pictures, each B×D or None (a learnt null takes its place); any device and type."""
         given = {"text": f_T, "image": f_I, "degradation": f_D}
         text, image, degradation = (
             self.null[name].expand(batch, -1) if value is None else value
             for name, value in given.items()
         )
+        text, image, degradation = (c.to(self.stem.weight) for c in (text, image, degradation))
         contexts = tuple(t.prepare(text[:, None], image[:, None]) for t in self._transformers())
         return Conditioning(self.degradation(degradation), contexts)
 
@@ -130,7 +136,8 @@ class UNet(nn.Module):
         height, width = x_t.shape[-2:]
         centre, scale = (PIXEL_MEAN, PIXEL_STD) if self.config.unit_scale else (0.0, 1.0)
         x = pad_to_multiple(torch.cat([x_t - mu, mu - centre], dim=1) / scale, self.multiple)
-        x = stem = self.stem(F.pixel_unshuffle(x, self.config.stem_stride))
+        x = F.pixel_unshuffle(x, self.config.stem_stride).to(self.stem.weight.dtype)
+        x = stem = self.stem(x)
         embedding = self.time(t) + conditioning.prompt
         contexts = iter(conditioning.contexts)
         skips: list[Tensor] = []
@@ -149,7 +156,8 @@ class UNet(nn.Module):
             x = _deepen(level, x, embedding)
             x = level.leave(_apply(level.attention, x, contexts))
         x = self.head(self.final(torch.cat([x, stem], dim=1), embedding))
-        return F.pixel_shuffle(x, self.config.stem_stride)[..., :height, :width] * scale
+        x = F.pixel_shuffle(x.to(x_t.dtype), self.config.stem_stride)
+        return x[..., :height, :width] * scale
 
     def _initialise(self) -> None:
         """Convolutions keep the variance of what they read; the head and what more blocks add start at zero.

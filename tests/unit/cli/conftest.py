@@ -56,6 +56,7 @@ class FakeRestorer:
     """Inverts the picture; remembers what it was asked for."""
 
     bundles: list[str] = field(default_factory=list)
+    compute: list[dict[str, str]] = field(default_factory=list)
     calls: list[tuple[Path, Any]] = field(default_factory=list)
     limits: list[Limits] = field(default_factory=list)
     closed: int = 0
@@ -88,7 +89,8 @@ class FakeRestorer:
 def restorer(monkeypatch: pytest.MonkeyPatch) -> FakeRestorer:
     fake = FakeRestorer()
 
-    def load(bundle: str, limits: Limits) -> FakeRestorer:
+    def load(bundle: str, limits: Limits, **compute: str) -> FakeRestorer:
+        fake.compute.append(compute)
         fake.bundles.append(bundle)
         fake.limits.append(limits)
         return fake

@@ -159,7 +159,7 @@ def test_a_missing_bundle_exits_1(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def load(bundle: str, limits: object) -> None:
+    def load(bundle: str, limits: object, **compute: str) -> None:
         raise BundleError(f"There is no bundle {bundle}.")
 
     monkeypatch.setattr("vlmir.cli.commands.load_restorer", load)
