@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from services.common.errors import to_status
 from services.common.telemetry import tracing
-from services.common.telemetry.metrics import CallMeter, Metrics
+from services.common.telemetry.meters import CallMeter, Meters
 from vlmir.errors import OptionError
 
 __all__ = [
@@ -63,7 +63,7 @@ class Sized(Protocol):
 
 @asynccontextmanager
 async def served(
-    method: str, request: Sized, context: Context, metrics: Metrics
+    method: str, request: Sized, context: Context, metrics: Meters
 ) -> AsyncIterator[None]:
     """Serve one call in the block: what it raises is told to the caller as a status.
 

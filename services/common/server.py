@@ -19,9 +19,12 @@ from services.common.telemetry.metrics import Endpoint, Metrics
 from vlmir.errors import UnavailableError
 from vlmir.image import Limits
 
-__all__ = ["Server", "max_message_bytes", "stop_on_signals"]
+__all__ = ["ALIVE", "Server", "max_message_bytes", "stop_on_signals"]
 
 log = logging.getLogger("vlmir.server")
+
+ALIVE = "alive"
+"""Name under which health is SERVING as long as the process answers, so that nobody restarts one that only waits."""
 
 # Room beside the picture for options, ids and framing. A picture slightly too big still gets
 # through to the library, whose error tells the limit.
@@ -79,6 +82,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 # The shortest `keepalive_s` of a channel; gRPC would hang up on who asks more than every five minutes.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                *_renewal(settings.renew_s),
             ],
             maximum_concurrent_rpcs=settings.workers + settings.queue + _SPARE_CALLS,
         )
@@ -103,6 +107,7 @@ class Server:
             log.info("metrics on http://%s/metrics", self._endpoint.address)
         tracing.start(_process_name(self._services[0]))
         await self._grpc.start()
+        await self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(serving)
         return f"{self._settings.host}:{port}"
 
@@ -140,6 +145,10 @@ class Server:
         if self._endpoint:
             await asyncio.to_thread(self._endpoint.close)
         log.info("stopped")
+
+
+def _renewal(after_s: float) -> list[tuple[str, int]]:
+    return [("grpc.max_connection_age_ms", round(after_s * 1e3))] if after_s else []
 
 
 def _process_name(service: str) -> str:

@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vlmir.image import Limits
+from vlmir.options import Precision
 
-__all__ = ["ChannelSettings", "ServerSettings", "WeightsSettings"]
+__all__ = ["ChannelSettings", "ComputeSettings", "ServerSettings", "WeightsSettings"]
 
 _LIMITS = Limits()
 
@@ -47,6 +48,12 @@ class ServerSettings(BaseSettings):
         0.0,
         ge=0,
         description="Seconds between NOT_SERVING and closing the port, for balancers to notice.",
+    )
+    renew_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds after which callers connect anew, and so find servers that are new behind a name; calls "
+        "under way go on. 0 for never.",
     )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
@@ -88,6 +95,19 @@ class ChannelSettings(BaseModel):
     )
     keepalive_s: float = Field(
         60.0, ge=10, description="Seconds of silence after which a connection is tried out."
+    )
+
+
+class ComputeSettings(BaseModel):
+    """Where the sampler's network runs. To be mixed into a server's settings."""
+
+    device: str = Field(
+        "auto",
+        description="Where the sampler's network runs, such as cpu or cuda:1; auto: a GPU if there is one.",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="Of the sampler's network; auto: bf16 where the processor multiplies in it, else fp32.",
     )
 
 

@@ -20,6 +20,9 @@ OBJECT_STORE_BYTES = 512 * 2**20
 LOGICAL_CPUS = 8
 """What Ray schedules by; the replicas and Serve's own actors compute next to nothing."""
 
+METRICS = "VLMIR_RAY_METRICS_PORT"
+"""Variable of the port at which Prometheus may read what Ray and Serve count; without it, any free one."""
+
 
 def main(config: str) -> None:
     """Serve until SIGTERM or SIGINT."""
@@ -30,6 +33,7 @@ def main(config: str) -> None:
         num_gpus=0,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
+        _metrics_export_port=int(os.environ.get(METRICS, "0")) or None,
         _temp_dir=os.path.join(os.environ["RAY_TMPDIR"], "ray"),
     )
     # Ray would abort on SIGTERM; `serve run` stops well on Ctrl-C.

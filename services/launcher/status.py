@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from services.common.probe import is_serving
 from services.launcher.plan import SERVICES
 from services.launcher.processes import members, part_of
 from services.launcher.state import State
-from services.launcher.waiting import answers_http, is_serving, tells_its_release
+from services.launcher.waiting import answers_http, tells_its_release
 
 __all__ = ["checks", "show", "tell"]
 

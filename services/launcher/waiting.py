@@ -10,13 +10,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from vlmir.client import RestorationClient
 from vlmir.errors import UnavailableError, VlmirError
 
-__all__ = ["Watch", "answers_http", "is_serving", "tail", "tells_its_release"]
+__all__ = ["Watch", "answers_http", "tail", "tells_its_release"]
 
 _PATIENCE_S = 5.0
 _EVERY_S = 0.2
@@ -30,18 +27,6 @@ def answers_http(address: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
-
-
-def is_serving(address: str, service: str) -> bool:
-    """Whether a gRPC server reports this service as SERVING."""
-    request = health_pb2.HealthCheckRequest(service=service)
-    with grpc.insecure_channel(address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PATIENCE_S)
-        except grpc.RpcError:
-            return False
-    healthy: bool = reply.status == health_pb2.HealthCheckResponse.SERVING
-    return healthy
 
 
 def tells_its_release(address: str) -> bool:

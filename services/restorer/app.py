@@ -21,10 +21,12 @@ from services.common.parcels import Parcels
 from services.common.store import StoreSettings, make_store
 from services.common.telemetry import tracing
 from services.common.telemetry.logs import configure_logging
-from services.common.telemetry.metrics import Metrics
+from services.common.telemetry.meters import Meters
 from services.common.work import WorkQueue
 from services.restorer.cluster import Cluster
 from services.restorer.cluster_servicer import ClusterServicer
+from services.restorer.meters import RestorationMeters
+from services.restorer.ray_instruments import RayInstruments
 from services.restorer.serve_context import ServeContext
 from services.restorer.settings import ClusterSettings
 from vlmir.errors import OptionError
@@ -54,7 +56,8 @@ class RestorerReplica:
         configure_logging(settings.log_level, settings.log_format)
         tracing.start("vlmir-restorer")
         storing = StoreSettings.from_environment()
-        self._metrics = Metrics()
+        instruments = RayInstruments()
+        self._meters = Meters(instruments)
         store = make_store(storing)
         self._cluster = Cluster(settings, Parcels(store, above=storing.tensors_above))
         self._work = WorkQueue(workers=settings.workers, waiting=settings.queue)
@@ -64,6 +67,7 @@ class RestorerReplica:
             limit_s=settings.limit_s,
             store=store,
             link_s=storing.link_s,
+            meters=RestorationMeters(instruments),
         )
 
     async def Restore(
@@ -146,7 +150,7 @@ class RestorerReplica:
         self, name: str, request: Sized, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[Context]:
         context = cast(Context, ServeContext(grpc_context))
-        async with served(f"/{SERVICE}/{name}", request, context, self._metrics):
+        async with served(f"/{SERVICE}/{name}", request, context, self._meters):
             yield context
 
 

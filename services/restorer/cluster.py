@@ -265,7 +265,13 @@ class Cluster:
     def _embedder_stage(self, choice: Choice, run: Run) -> Embedder:
         if isinstance(choice.embedder, str):
             return AbsentEmbedder(choice.sampler.labels, choice.embedder)
-        return RemoteEmbedder(self._embedder, run, release=choice.release, traits=choice.embedder)
+        return RemoteEmbedder(
+            self._embedder,
+            run,
+            release=choice.release,
+            traits=choice.embedder,
+            most_s=self._settings.embed_s if self._settings.allow_unconditioned else None,
+        )
 
     def _ask(self) -> Infos:
         """Ask all at once."""

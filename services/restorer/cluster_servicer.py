@@ -15,10 +15,12 @@ from services.common.calls import CALLER
 from services.common.deadlines import deadline_of
 from services.common.server import max_message_bytes
 from services.common.store import Store
+from services.common.telemetry.metrics import Metrics
 from services.common.wire import Delivery, image_bytes, restore_options, restore_replies
 from services.common.work import WorkQueue
 from services.restorer.cluster import Choice, Cluster
 from services.restorer.kept import KeptResults, Order
+from services.restorer.meters import RestorationMeters
 from services.restorer.remote import ReleaseGone, Run
 from services.restorer.results import Part, Results, deliver
 from services.restorer.servicer import Context, PictureServicer, Reply, Request
@@ -51,6 +53,7 @@ class ClusterServicer(PictureServicer):
         store: Where pictures are read from and results kept, not necessarily prepared; None: they travel in messages
             only.
         link_s: Seconds for which links to the store hold.
+        meters: Count what is restored; None: nobody wants to know.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class ClusterServicer(PictureServicer):
         limit_s: float,
         store: Store | None = None,
         link_s: int = 3600,
+        meters: RestorationMeters | None = None,
     ) -> None:
         super().__init__(limits=cluster.limits, store=store, link_s=link_s)
         self._cluster, self._work, self._limit_s = cluster, work, limit_s
+        self._meters = meters or RestorationMeters(Metrics().instruments)
         self._storing = Storing(store)
         self._results = Results(KeptResults(store) if store else None, self._storing)
 
@@ -188,7 +193,8 @@ class ClusterServicer(PictureServicer):
         made: list[Restoration] = []
 
         def stream() -> Generator[Progress, None, Restoration]:
-            made.append((yield from restorer.stream(data, options, previews=previews)))
+            stream = restorer.stream(data, options, previews=previews)
+            made.append((yield from self._meters.counted(stream)))
             return made[0]
 
         def steps() -> Generator[Reply, None, None]:
@@ -215,10 +221,10 @@ class ClusterServicer(PictureServicer):
             deadline = most if deadline is None else min(most, deadline - _SPARE_S)
         try:
             return await self._storing.run(partial(deliver, result, delivery), deadline=deadline)
-        except (DeadlineError, UnavailableError) as error:
+        except Exception as error:
             if not has_data:
                 raise
-            why = "the store is too slow" if isinstance(error, DeadlineError) else str(error)
+            why = _why_not_stored(error)
         reply = deliver(result, None)
         reply.report.warnings.append(
             f"The result came in the reply, not by link: {why.rstrip('.')}."
@@ -231,6 +237,17 @@ def _deadline(context: Context, most_s: float) -> float:
     # None without a deadline, whatever the type stubs say.
     remaining = cast(float | None, context.time_remaining())
     return time.monotonic() + (most_s if remaining is None else min(most_s, remaining))
+
+
+def _why_not_stored(error: Exception) -> str:
+    match error:
+        case DeadlineError():
+            return "the store is too slow"
+        case UnavailableError():
+            return str(error)
+        case _:
+            log.error("the store failed unexpectedly", exc_info=error)
+            return "the store failed"
 
 
 def _scoped(request_id: str, context: Context) -> str:

@@ -13,9 +13,11 @@ from pydantic import Field
 
 from services.common.main import run_service
 from services.common.server import Server, stop_on_signals
-from services.common.settings import ServerSettings
+from services.common.settings import ComputeSettings, ServerSettings
 from services.common.store import Store, StoreSettings, open_store
+from services.common.telemetry.metrics import Metrics
 from services.common.work import WorkQueue
+from services.restorer.meters import RestorationMeters
 from services.restorer.servicer import RestorerServicer
 from vlmir.image import Limits
 from vlmir.pipeline import Restorer
@@ -27,7 +29,7 @@ __all__ = ["EmbeddedSettings", "main", "restorer_server", "serve"]
 SERVICE = restorer_pb2.DESCRIPTOR.services_by_name["RestorerService"].full_name
 
 
-class EmbeddedSettings(ServerSettings):
+class EmbeddedSettings(ComputeSettings, ServerSettings):
     """Restores pictures over gRPC, with all stages in this one process."""
 
     bundle: str = Field("tiny", description="Name of a shipped bundle, or the path of its folder.")
@@ -42,14 +44,23 @@ def restorer_server(
     link_s: int = 3600,
 ) -> Server:
     """A server, not yet started, that answers for ``restorer``."""
+    metrics = Metrics()
+    metrics.observe("queue_depth", "Pictures admitted.", lambda: work.depth)
+    metrics.observe_info("release", "The release in use.", lambda: {"release": restorer.release})
     servicer = RestorerServicer(
-        restorer, work, limit_s=settings.limit_s, store=store, link_s=link_s
+        restorer,
+        work,
+        limit_s=settings.limit_s,
+        store=store,
+        link_s=link_s,
+        meters=RestorationMeters(metrics.instruments),
     )
     return Server(
         [SERVICE],
         lambda server: add_RestorerServiceServicer_to_server(servicer, server),
         settings=settings,
         limits=restorer.limits,
+        metrics=metrics,
     )
 
 
@@ -66,7 +77,13 @@ async def serve(settings: EmbeddedSettings) -> None:
     store = await asyncio.to_thread(open_store, storing)
     # In a thread, so that a signal is heard while the weights are loading.
     limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-    restorer = await asyncio.to_thread(Restorer.load, settings.bundle, limits=limits)
+    restorer = await asyncio.to_thread(
+        Restorer.load,
+        settings.bundle,
+        limits=limits,
+        device=settings.device,
+        precision=settings.precision,
+    )
     work = WorkQueue(workers=settings.workers, waiting=settings.queue)
     server = restorer_server(restorer, work, settings, store=store, link_s=storing.link_s)
     address = await server.start()

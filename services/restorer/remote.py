@@ -113,13 +113,15 @@ class Service:
     def __init__(self, name: str, run: Run) -> None:
         self._name, self._run = name, run
 
-    def begin(self, method: Any, request: Any) -> Any:
-        """A unary call under way, to be given to :meth:`ask` for its answer.
+    def begin(
+        self, method: Any, request: Any, *, most_s: float | None = None, share: float = 1.0
+    ) -> Any:
+        """A unary call under way, to be given to :meth:`ask`, where the arguments are explained, for its answer.
 
         Raises:
             DeadlineError: There is no time left.
         """
-        call = method.future(request, timeout=self._run.left_s())
+        call = method.future(request, timeout=self._run.left_s(most_s, share=share))
         self._run.hold(call)
         return call
 

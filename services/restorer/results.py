@@ -263,12 +263,12 @@ class Results:
 
     async def _claim(self, kept: KeptResults, key: str, done: asyncio.Event) -> None:
         while not done.is_set():
-            await self._try(kept.claim, key)
+            await self._does(kept.claim, key)
             try:
                 await asyncio.wait_for(done.wait(), CLAIM_S / 3)
             except TimeoutError:
                 continue
-        await self._try(kept.unclaim, key)
+        await self._does(kept.unclaim, key)
 
     def _hold(
         self, kept: KeptResults, key: str, reply: Reply, done: asyncio.Event | None = None
@@ -296,13 +296,17 @@ class Results:
     async def _does(
         self, method: Callable[..., object], *arguments: Any, most_s: float | None = None
     ) -> bool:
-        """Whether the store did what it was told."""
+        """Whether the store did what it was told; no fault of it is one of the picture that was made."""
 
         def told() -> bool:
             method(*arguments)
             return True
 
-        return await self._try(told, most_s=most_s) is not None
+        try:
+            return await self._try(told, most_s=most_s) is not None
+        except Exception:
+            log.exception("the store failed unexpectedly")
+            return False
 
     async def _try(
         self, method: Callable[..., T], *arguments: Any, most_s: float | None = None

@@ -12,8 +12,10 @@ import grpc
 from services.common.deadlines import deadline_of
 from services.common.server import max_message_bytes
 from services.common.store import Store
+from services.common.telemetry.metrics import Metrics
 from services.common.wire import Delivery, image_bytes, restore_options, restore_replies
 from services.common.work import WorkQueue
+from services.restorer.meters import RestorationMeters
 from vlmir import __version__
 from vlmir.errors import InputError
 from vlmir.image import Limits
@@ -107,6 +109,7 @@ class RestorerServicer(PictureServicer):
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
         store: Where pictures are read from and results put; None: they travel in messages only.
         link_s: Seconds for which links to the store hold.
+        meters: Count what is restored; None: nobody wants to know.
     """
 
     def __init__(
@@ -117,9 +120,11 @@ class RestorerServicer(PictureServicer):
         limit_s: float,
         store: Store | None = None,
         link_s: int = 3600,
+        meters: RestorationMeters | None = None,
     ) -> None:
         super().__init__(limits=restorer.limits, store=store, link_s=link_s)
         self._restorer, self._work, self._limit_s = restorer, work, limit_s
+        self._meters = meters or RestorationMeters(Metrics().instruments)
 
     async def GetResult(
         self, request: restorer_pb2.GetResultRequest, context: Context
@@ -175,4 +180,4 @@ class RestorerServicer(PictureServicer):
         """The work in its thread, where it may wait for the store."""
         image = image_bytes(source, self._store, max_bytes=self._restorer.limits.max_bytes)
         stream = self._restorer.stream(image, options, previews=previews)
-        yield from restore_replies(stream, delivery)
+        yield from restore_replies(self._meters.counted(stream), delivery)

@@ -27,6 +27,9 @@ class ClusterSettings(ChannelSettings, BaseSettings):
         False, description="Restore without recognising the damage while the embedder is down."
     )
     caption_s: float = Field(10.0, gt=0, description="Seconds that a caption may take.")
+    embed_s: float = Field(
+        10.0, gt=0, description="Seconds that the embedder may take where it may be left out."
+    )
     workers: int = Field(16, ge=1, description="Pictures restored side by side in a replica.")
     queue: int = Field(16, ge=0, description="Pictures that may wait in a replica.")
     limit_s: float = Field(

@@ -18,6 +18,7 @@ from services.common.parcels import Parcels
 from services.common.tensors import from_message, to_message
 from services.restorer.remote import ReleaseGone, Run, Service
 from vlmir.errors import (
+    DeadlineError,
     InputError,
     LimitError,
     OptionError,
@@ -52,6 +53,9 @@ Pixels = npt.NDArray[np.float32]
 
 CAPTION_SHARE = 1 / 3
 """Of the time that is left, what a caption may take: a picture can do without."""
+
+EMBED_SHARE = 1 / 2
+"""Likewise what the embedder may take, where a picture may do without."""
 
 # Room in a message beside the pixels.
 _REST_OF_MESSAGE = 1 << 16
@@ -198,12 +202,25 @@ class RemoteEmbedder:
         run: The request.
         release: Must answer.
         traits: Of that release.
+        most_s: Seconds that an answer may take; then it is as if the service could not be reached. None: all the time
+            there is.
     """
 
     def __init__(
-        self, stub: EmbedderServiceStub, run: Run, *, release: str, traits: EmbedderTraits
+        self,
+        stub: EmbedderServiceStub,
+        run: Run,
+        *,
+        release: str,
+        traits: EmbedderTraits,
+        most_s: float | None = None,
     ) -> None:
-        self._stub, self._service = stub, Service("embedder", run)
+        self._stub, self._service, self._run = stub, Service("embedder", run), run
+        self._may_be_missed = most_s is not None
+        self._within: dict[str, Any] = {
+            "most_s": most_s,
+            "share": 1.0 if most_s is None else EMBED_SHARE,
+        }
         self._release, self._traits = release, traits
         self.labels = traits.labels
         self._begun: tuple[Pixels, Any, Any] | None = None
@@ -215,13 +232,15 @@ class RemoteEmbedder:
             DeadlineError: The request's time is over.
         """
         request = self._request(pixels_HWC)
-        self._begun = pixels_HWC, request, self._service.begin(self._stub.EmbedImage, request)
+        call = self._service.begin(self._stub.EmbedImage, request, **self._within)
+        self._begun = pixels_HWC, request, call
 
     def embed_image(self, pixels_HWC: Pixels) -> ImageEmbedding:
         """H×W×3, 0…1 → content, damage and label probabilities.
 
         Raises:
             ReleaseGone: The service does not hold the release any more.
+            UnavailableError: It cannot be reached, or is too slow.
             VlmirError: The call failed.
         """
         from vlmir.vlm.embedder import ImageEmbedding
@@ -231,9 +250,7 @@ class RemoteEmbedder:
             _, request, call = begun
         else:
             request, call = self._request(pixels_HWC), None
-        reply: embedder_pb2.EmbedImageResponse = self._service.ask(
-            self._stub.EmbedImage, request, begun=call
-        )
+        reply: embedder_pb2.EmbedImageResponse = self._ask(self._stub.EmbedImage, request, call)
         degradations = {label: reply.degradations[label] for label in self.labels}
         return ImageEmbedding(
             cast(Any, reply.image_embedding), cast(Any, reply.degradation_embedding), degradations
@@ -260,8 +277,17 @@ class RemoteEmbedder:
 
     def _embed_caption(self, caption: str) -> image_pb2.Tensor:
         request = embedder_pb2.EmbedTextRequest(text=caption, release=self._release)
-        reply: embedder_pb2.EmbedTextResponse = self._service.ask(self._stub.EmbedText, request)
+        reply: embedder_pb2.EmbedTextResponse = self._ask(self._stub.EmbedText, request)
         return reply.text_embedding
+
+    def _ask(self, method: Any, request: Any, begun: Any = None) -> Any:
+        try:
+            return self._service.ask(method, request, begun=begun, **self._within)
+        except DeadlineError as error:
+            if not self._may_be_missed:
+                raise
+            self._run.left_s()  # raises where it is the request's time that is over
+            raise UnavailableError("The embedder does not answer in time.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from vlmir.bundle import Bundle
+from vlmir.compute import Compute
 from vlmir.parts import build_unet
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
 __all__ = ["load_model", "warm_up"]
 
 
-def load_model(bundle: Bundle) -> DiffusionSampler:
+def load_model(bundle: Bundle, compute: Compute) -> DiffusionSampler:
     """The sampler of a bundle.
 
     Raises:
         BundleError: Its files do not fit the preset.
     """
-    return DiffusionSampler(build_unet(bundle), bundle.preset.sampler)
+    return DiffusionSampler(build_unet(bundle, compute), bundle.preset.sampler)
 
 
 def warm_up(sampler: DiffusionSampler) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+
+import torch
 
 from services.common.health import watched
 from services.common.parcels import Parcels
 from services.common.releases import Releases
 from services.common.server import Server, stop_on_signals
 from services.common.store import StoreSettings, make_store
+from services.common.telemetry.gpu import observe_gpu
 from services.common.telemetry.metrics import Metrics
 from services.common.weights import observe_releases, weights
 from services.sampler.batcher import Batcher
 from services.sampler.model import load_model, warm_up
 from services.sampler.servicer import SamplerServicer
 from services.sampler.settings import SamplerSettings
+from vlmir.compute import Compute
 from vlmir.image import Limits
 from vlmir.sampling import DiffusionSampler
 from vlmir.v1 import sampler_pb2
@@ -39,14 +44,19 @@ async def running(
 
     Raises:
         BundleError: The bundle is missing or broken.
-        OptionError: Settings of the store are wrong.
+        OptionError: Settings of the store are wrong, or the device cannot be used.
         UnavailableError: The port is taken.
     """
     limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
     storing = StoreSettings.from_environment()
     parcels = Parcels(make_store(storing), above=storing.tensors_above)
+    compute = Compute.choose(settings.device, settings.precision)
     async with weights(
-        settings, part="sampler", load=load_model, warm_up=warm_up, stop=stop
+        settings,
+        part="sampler",
+        load=partial(load_model, compute=compute),
+        warm_up=warm_up,
+        stop=stop,
     ) as releases:
         batcher = Batcher(
             active=settings.workers,
@@ -61,6 +71,7 @@ async def running(
             max_window=settings.max_window,
             limit_s=settings.limit_s,
             parcels=parcels,
+            device=str(compute),
         )
         server = Server(
             [SERVICE],
@@ -88,15 +99,22 @@ async def running(
 def _metrics(releases: Releases[DiffusionSampler], batcher: Batcher) -> Metrics:
     metrics, stats = Metrics(), batcher.stats
     metrics.observe("queue_depth", "Pictures admitted.", lambda: batcher.depth)
-    metrics.observe("active", "Pictures under way.", lambda: batcher.active)
+    metrics.observe("queue_capacity", "Pictures admitted at most.", lambda: batcher.capacity)
+    metrics.observe("active_pictures", "Pictures under way.", lambda: batcher.active)
     # As of the other services' batches: the mean over a while is items over batches.
     window = {"kind": "window"}
     metrics.observe("batches_total", "Network calls.", lambda: stats.batches, **window)
     metrics.observe("batch_items_total", "Windows in them.", lambda: stats.windows, **window)
     metrics.observe("batch_mean_windows", "Windows in a call.", lambda: stats.mean_windows)
     metrics.observe("steps_total", "Evaluations of whole pictures.", lambda: stats.steps)
+    # Their quotient is what a megapixel costs, from which deploy.sizing reckons.
+    metrics.observe(
+        "network_seconds_total", "Seconds spent in network calls.", lambda: stats.seconds
+    )
+    metrics.observe("network_pixels_total", "Pixels of the windows.", lambda: stats.pixels)
     metrics.observe("batch_retries_total", "Calls that failed.", lambda: stats.retries)
     observe_releases(metrics, releases)
+    observe_gpu(metrics, torch.cuda)
     return metrics
 
 

@@ -41,6 +41,7 @@ class SamplerServicer(SamplerServiceServicer):
         max_window: Most pixels of a tile.
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
         parcels: Fetches pixels that lie in a store; the results of such requests go the same way.
+        device: Where it computes, and in which precision; for people to read.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class SamplerServicer(SamplerServiceServicer):
         max_window: int,
         limit_s: float,
         parcels: Parcels,
+        device: str,
     ) -> None:
         self._releases, self._batcher = releases, batcher
         self._limits, self._max_window, self._limit_s = limits, max_window, limit_s
-        self._parcels = parcels
+        self._parcels, self._device = parcels, device
 
     async def Sample(
         self, request: sampler_pb2.SampleRequest, context: Context
@@ -102,7 +104,7 @@ class SamplerServicer(SamplerServiceServicer):
     def _service(self, release: str = "") -> image_pb2.ServiceInfo:
         return service_info(
             self._releases,
-            device="cpu",
+            device=self._device,
             limits=self._limits,
             load=Load(self._batcher.depth, self._batcher.capacity),
             release=release,

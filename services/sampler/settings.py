@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from services.common.settings import ServerSettings, WeightsSettings
+from services.common.settings import ComputeSettings, ServerSettings, WeightsSettings
 from vlmir.image import Limits
 
 __all__ = ["SamplerSettings"]
 
 
-class SamplerSettings(WeightsSettings, ServerSettings):
+class SamplerSettings(ComputeSettings, WeightsSettings, ServerSettings):
     """Restores arrays of pixels over gRPC, many requests in each network call."""
 
     workers: int = Field(16, ge=1, description="Pictures sampled side by side.")

@@ -89,7 +89,7 @@ def serving(services: Cluster, **args: Any) -> Iterator[Application]:
 
     Args:
         services: What it calls; waited for after it has started.
-        args: Its settings.
+        args: Its settings; they win over the addresses of the services.
     """
     from ray.serve._private.api import serve_start
     from ray.serve.config import gRPCOptions
@@ -97,7 +97,7 @@ def serving(services: Cluster, **args: Any) -> Iterator[Application]:
 
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text("utf-8"))
     config["http_options"]["port"], config["grpc_options"]["port"] = free_port(), free_port()
-    config["applications"][0]["args"] = {**args, **services.settings}
+    config["applications"][0]["args"] = {**services.settings, **args}
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(
         http_options=schema.http_options.model_dump(),

@@ -54,7 +54,10 @@ def test_requests_side_by_side_share_network_calls_and_that_is_counted(
     assert windows == REQUESTS * STEPS
     assert counted["vlmir_batch_mean_windows"] == windows / batches > 1
     assert counted["vlmir_steps_total"] == REQUESTS * STEPS
-    assert counted["vlmir_queue_depth"] == counted["vlmir_active"] == 0
+    assert counted["vlmir_network_pixels_total"] == REQUESTS * STEPS * 40 * 56
+    assert 0 < counted["vlmir_network_seconds_total"] < 20
+    assert counted["vlmir_queue_depth"] == counted["vlmir_active_pictures"] == 0
+    assert counted["vlmir_queue_capacity"] == 16 + 64
     assert counted["vlmir_batch_retries_total"] == counted["vlmir_refused_release"] == 0
     assert counted["vlmir_promotions_total"] == 0
     assert counted['vlmir_release_info{release="small-1"}'] == 1

@@ -27,6 +27,7 @@ from grpc_status import rpc_status
 from services.common.tensors import from_message, to_message
 from vlmir.bundle import load_bundle
 from vlmir.client.failures import translated
+from vlmir.compute import Compute
 from vlmir.degradations import LABELS
 from vlmir.errors import ReleaseError
 from vlmir.image import decode
@@ -73,7 +74,7 @@ def stub(address: str) -> Iterator[SamplerServiceStub]:
 @pytest.fixture(scope="module")
 def library(small_bundle_folder: Path) -> DiffusionSampler:
     bundle = load_bundle(small_bundle_folder)
-    return DiffusionSampler(build_unet(bundle), bundle.preset.sampler)
+    return DiffusionSampler(build_unet(bundle, Compute.choose()), bundle.preset.sampler)
 
 
 def picture(height: int = 40, width: int = 56, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -167,7 +168,7 @@ def test_info(stub: SamplerServiceStub, library: DiffusionSampler) -> None:
     service = info.service
     assert service.release == info.embedder_release == info.captioner_release == "small-1"
     assert set(service.digests) == {"captioner", "embedder", "sampler"}
-    assert (service.device, service.queue_capacity) == ("cpu", 6)
+    assert (service.device, service.queue_capacity) == (str(Compute.choose("cpu")), 6)
     assert service.limits.max_image_pixels == 70_000
     assert tuple(info.solvers) == library.solvers
     assert (info.default_solver, info.default_steps) == ("dpmpp_2m_sde", 1)

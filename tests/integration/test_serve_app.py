@@ -267,25 +267,22 @@ def test_a_cancelled_call_frees_its_place_in_the_sampler(app: Application) -> No
     app.cluster.wait_for_depth(1)
     unary.cancel()
     app.cluster.wait_for_depth(0)
-    assert any(stream_is_cancelled(app) for _ in range(5))
+    for _ in range(3):
+        stream_is_cancelled(app)
     assert app.cluster.sampled == before
 
 
-def stream_is_cancelled(app: Application) -> bool:
-    """Whether a stream's end is heard of. Ray 2.60 overlooks one that comes while its proxy passes on a message."""
+def stream_is_cancelled(app: Application) -> None:
+    """A stream's end is heard of, also while replies come one after the other."""
     asked = long_request()
     stream = app.stub.RestoreStream(
-        restorer_pb2.RestoreStreamRequest(
-            image=asked.image, options=asked.options, time_budget_ms=5000
-        ),
+        restorer_pb2.RestoreStreamRequest(image=asked.image, options=asked.options),
         timeout=PATIENCE_S,
     )
     assert next(stream).progress.share > 0
     time.sleep(0.2)
     stream.cancel()
-    began = time.monotonic()
     app.cluster.wait_for_depth(0)
-    return time.monotonic() - began < 2
 
 
 def test_the_same_is_computed_once(app: Application, calls: ThreadPoolExecutor) -> None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import struct
-import threading
 import time
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.calls import metrics, wait_until
+from tests.integration.calls import metrics
+from tests.integration.load import HEALTHY_S, PATIENCE_S, Answer, Load, Photo, ask, photo
 from tests.integration.stack import Stack, running_stack
 from tests.integration.triton import needs_triton
 from tests.unit.services.s3 import needs_s3
-from tests.unit.training.pictures import scene
-from vlmir.client import ClientRestoration, RestorationClient
+from vlmir.client import RestorationClient
 from vlmir.errors import OverloadedError, UnavailableError
-from vlmir.image import Image, decode, encode
 from vlmir.options import RestoreOptions
-from vlmir.pipeline import Restoration, Restorer
+from vlmir.pipeline import Restorer
 from vlmir.v1 import restorer_pb2
 
 pytestmark = [needs_triton, needs_s3, pytest.mark.timeout(600)]
@@ -35,52 +29,15 @@ SIZES = [(96, 128), (64, 64), (200, 160), (160, 160)]
 """Of pictures; the last two are cut into tiles of one size."""
 STEPS = 12
 OPTIONS = RestoreOptions(seed=3, solver="ddim", realism=1, steps=STEPS)
-PNG_HEAD = 8 + 25
-"""Bytes of a PNG's signature and first chunk."""
-HEALTHY_S = 30.0
-PATIENCE_S = 60.0
 
 WINDOWS, CALLS = (f'vlmir_{name}_total{{kind="window"}}' for name in ("batch_items", "batches"))
 STEPS_DONE = "vlmir_steps_total"
-
-numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
 def stack(small_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running_stack(small_bundle_folder, tmp_path_factory.mktemp("stack")) as running:
         yield running
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A picture, and what the library makes of it."""
-
-    data: bytes
-    expected: Restoration
-
-    def named(self, number: int) -> bytes:
-        """The same picture in another file, so that it has to be computed anew."""
-        text = b"tEXtnumber\0%d" % number
-        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
-        return self.data[:PNG_HEAD] + chunk + self.data[PNG_HEAD:]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A picture that came back."""
-
-    photo: Photo
-    request_id: str
-    restored: ClientRestoration
-
-    def check(self) -> None:
-        """See that it is the library's, to a level of 8 bit."""
-        expected = self.photo.expected
-        difference = decode(self.restored.image_bytes).pixels - decode(expected.encode()).pixels
-        assert np.abs(difference).max() <= 1.001 / 255
-        assert self.restored.report.caption == expected.report.caption
-        assert self.restored.report.warnings == expected.report.warnings == ()
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +48,8 @@ def library(small_bundle_folder: Path) -> Restorer:
 @pytest.fixture(scope="module")
 def photos(library: Restorer) -> list[Photo]:
     """Mixed sizes; with shipped weights instead of small ones it would take two cores an hour."""
-    made = []
-    for number, size in enumerate(SIZES):
-        levels = np.ascontiguousarray(scene(number, *size)[..., ::-1])
-        data = encode(Image.from_levels(levels), format="png")
-        made.append(Photo(data, library.restore(data, OPTIONS)))
-    return made
-
-
-def ask(client: RestorationClient, photo: Photo) -> Answer:
-    """Restore it as if it had never been asked for."""
-    number = next(numbers)
-    request_id = f"s-{number}"
-    restored = client.restore(photo.named(number), OPTIONS, request_id=request_id)
-    return Answer(photo, request_id, restored)
+    libraries = {library.release: library}
+    return [photo(number, size, OPTIONS, libraries) for number, size in enumerate(SIZES)]
 
 
 def test_a_picture_goes_through_everything(stack: Stack, photos: list[Photo]) -> None:
@@ -198,61 +143,14 @@ FAULTS: dict[str, Callable[[Stack], None]] = {
 
 @pytest.mark.parametrize("part", FAULTS)
 def test_a_part_dies_under_load(stack: Stack, photos: list[Photo], part: str) -> None:
-    load = Load(stack.app.address)
-    with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(load.go_on, photo) for photo in photos[:4]]
-        try:
-            load.wait_for_whole(8)
-            FAULTS[part](stack)
-            began = time.monotonic()
-            load.wait_for_whole(8, after=began)
-            took = time.monotonic() - began
-        finally:
-            load.stop.set()
-        for one in running:
-            one.result(PATIENCE_S)
+    load = Load(stack.app.address, accepted=(UnavailableError, OverloadedError))
+    with load.on(photos[:4]):
+        load.wait_for_whole(8)
+        FAULTS[part](stack)
+        began = time.monotonic()
+        load.wait_for_whole(8, after=began)
+        took = time.monotonic() - began
     assert took < HEALTHY_S, load.ends
     for answer in load.answers:
         answer.check()
         assert kept(stack, answer) == answer.restored.image_bytes
-
-
-@dataclass
-class Load:
-    """Clients that ask for one picture after the other, and accept no end but the promised ones."""
-
-    address: str
-    stop: threading.Event = field(default_factory=threading.Event)
-    ends: Counter[str] = field(default_factory=Counter)
-    """How requests ended."""
-    answers: list[Answer] = field(default_factory=list)
-    """Those that ended as if nothing had happened."""
-    _begun: list[float] = field(default_factory=list)
-    """When they were asked for."""
-
-    def go_on(self, photo: Photo) -> None:
-        """Ask until told to stop."""
-        with RestorationClient(self.address, timeout_s=PATIENCE_S) as client:
-            while not self.stop.is_set():
-                began = time.monotonic()
-                try:
-                    answer = ask(client, photo)
-                except (UnavailableError, OverloadedError) as error:
-                    self.ends[type(error).__name__] += 1
-                    time.sleep(0.2)
-                    continue
-                warnings = answer.restored.report.warnings
-                self.ends[" ".join(warnings) or "restored"] += 1
-                if not warnings:
-                    self.answers.append(answer)
-                    self._begun.append(began)
-                # What can be missed, and the store.
-                assert all("captioner" in one or "asked for again" in one for one in warnings)
-
-    def wait_for_whole(self, number: int, *, after: float = 0.0) -> None:
-        """Return when so many pictures came that were asked for after a moment."""
-        wait_until(
-            lambda: sum(began > after for began in list(self._begun)) >= number,
-            within_s=2 * HEALTHY_S,
-            told=lambda: self.ends,
-        )

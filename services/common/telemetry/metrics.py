@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,31 +28,17 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from services.common.telemetry.meters import PREFIX, Instruments, Meters, Record
 from vlmir.errors import UnavailableError
 
-__all__ = ["CallMeter", "Endpoint", "Metrics"]
+__all__ = ["Endpoint", "Metrics"]
 
 log = logging.getLogger("vlmir.metrics")
 
 T = TypeVar("T")
 
-PREFIX = "vlmir_"
-OTHER = "other"
-"""Service and method of calls to what is not served, so that callers cannot make up labels."""
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_BYTES = tuple(float(4**power) for power in range(5, 15))  # 1 KiB to 256 MiB
-
-
-@dataclass
-class CallMeter:
-    """One call being measured."""
-
-    code: str = "UNKNOWN"
-    """Name of its status; set it before the call ends."""
-
-
-class Metrics:
+class Metrics(Meters):
     """The metrics of one server."""
 
     def __init__(self) -> None:
@@ -62,27 +46,9 @@ class Metrics:
         self._observed = _Observed()
         self._registry.register(self._observed)
         ProcessCollector(registry=self._registry)
-        labels = ("service", "method")
-        self._requests = Counter(
-            f"{PREFIX}requests_total", "Calls ended.", (*labels, "code"), registry=self._registry
-        )
-        self._seconds = Histogram(
-            f"{PREFIX}request_seconds",
-            "Seconds that calls took.",
-            labels,
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._in_flight = Gauge(
-            f"{PREFIX}requests_in_flight", "Calls being served.", labels, registry=self._registry
-        )
-        self._bytes = Histogram(
-            f"{PREFIX}request_bytes",
-            "Size of request messages, bytes.",
-            labels,
-            buckets=_BYTES,
-            registry=self._registry,
-        )
+        self.instruments: Instruments = _PrometheusInstruments(self._registry)
+        """For what else is counted."""
+        super().__init__(self.instruments)
 
     def observe(self, name: str, help: str, read: Callable[[], float], **labels: str) -> None:
         """Show a number of the service's own, read when Prometheus asks for it.
@@ -107,30 +73,6 @@ class Metrics:
         """
         self._observed.add_info(name, help, read)
 
-    @contextmanager
-    def call(self, method: str, size: int) -> Iterator[CallMeter]:
-        """Measure one call of a method that is served.
-
-        Args:
-            method: Its full name, ``/service/method``.
-            size: Of the request, bytes.
-        """
-        service, _, name = method.strip("/").partition("/")
-        meter, began = CallMeter(), time.perf_counter()
-        self._bytes.labels(service, name).observe(size)
-        in_flight = self._in_flight.labels(service, name)
-        in_flight.inc()
-        try:
-            yield meter
-        finally:
-            in_flight.dec()
-            self._seconds.labels(service, name).observe(time.perf_counter() - began)
-            self._requests.labels(service, name, meter.code).inc()
-
-    def unknown(self) -> None:
-        """Count a call of a method that is not served."""
-        self._requests.labels(OTHER, OTHER, "UNIMPLEMENTED").inc()
-
     def serve(self, host: str, port: int) -> Endpoint:
         """Answer Prometheus at ``http://host:port/metrics``, in threads of its own.
 
@@ -138,6 +80,27 @@ class Metrics:
             UnavailableError: The port is taken or the host is none of this machine's.
         """
         return Endpoint(self._registry, host, port)
+
+
+class _PrometheusInstruments:
+    """Instruments of one registry; see :class:`Instruments`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, help: str, labels: tuple[str, ...]) -> Record:
+        counter = Counter(PREFIX + name, help, labels, registry=self._registry)
+        return lambda value, *values: counter.labels(*values).inc(value)
+
+    def level(self, name: str, help: str, labels: tuple[str, ...]) -> Record:
+        gauge = Gauge(PREFIX + name, help, labels, registry=self._registry)
+        return lambda value, *values: gauge.labels(*values).inc(value)
+
+    def histogram(
+        self, name: str, help: str, labels: tuple[str, ...], buckets: Sequence[float]
+    ) -> Record:
+        histogram = Histogram(PREFIX + name, help, labels, buckets=buckets, registry=self._registry)
+        return lambda value, *values: histogram.labels(*values).observe(value)
 
 
 class Endpoint:

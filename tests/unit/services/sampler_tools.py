@@ -18,6 +18,7 @@ from services.sampler.batcher import Batcher
 from services.sampler.job import Sampled, Task
 from services.sampler.model import load_model
 from vlmir.bundle import load_bundle
+from vlmir.compute import REFERENCE
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
 PATIENCE_S = 20.0
@@ -28,7 +29,7 @@ class Watched:
     """A sampler with a network that notes its calls, and waits before each while it is held."""
 
     def __init__(self, folder: Path) -> None:
-        self.sampler: DiffusionSampler = load_model(load_bundle(folder))
+        self.sampler: DiffusionSampler = load_model(load_bundle(folder), REFERENCE)
         self.calls: list[list[int]] = []
         """The time indices of each call's windows."""
         self.sizes: list[tuple[int, int]] = []

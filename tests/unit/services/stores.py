@@ -31,6 +31,16 @@ class Hanging(FolderStore):
         assert self.gate.wait(20)
 
 
+class Broken(FolderStore):
+    """Has a bug that shows when something is stored."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "vlmir", [], {})
+
+    def _write(self, *arguments: Any) -> None:
+        raise ValueError("a bug")
+
+
 class Late(FolderStore):
     """Cannot be prepared until it is let."""
 

@@ -205,3 +205,21 @@ def test_the_time_that_is_left() -> None:
     assert time_budget_ms(time.monotonic() + 1e-4) == 1
     with pytest.raises(DeadlineError):
         time_budget_ms(time.monotonic() - 1)
+
+
+@pytest.mark.parametrize(("renew_s", "connections"), [(0.0, 1), (0.2, 2)])
+def test_callers_connect_anew_and_lose_no_call(renew_s: float, connections: int) -> None:
+    async def peer(request: Any, context: Any) -> str:
+        await asyncio.sleep(0.8)  # longer than a connection is new
+        return str(context.peer())
+
+    async def test() -> set[str]:
+        async with (
+            serving(Answering(peer), renew_s=renew_s) as (address, _),
+            connect(address, ChannelSettings()) as channel,
+        ):
+            stub = RestorerServiceStub(channel)
+            replies = [await stub.Restore(a_request()) for _ in range(2)]
+            return {reply.result.report.caption for reply in replies}
+
+    assert len(asyncio.run(test())) == connections

@@ -26,6 +26,7 @@ from services.sampler import server as sampler_server
 from services.sampler.settings import SamplerSettings
 from tests.unit.services.test_releases import Maker, Model, Shelf, variant
 from vlmir.bundle import Bundle
+from vlmir.compute import Compute
 from vlmir.errors import UnavailableError
 from vlmir.registry import SAMPLER
 
@@ -234,7 +235,7 @@ class Held:
     def __init__(self) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def __call__(self, bundle: Bundle) -> Model:
+    def __call__(self, bundle: Bundle, compute: Compute | None = None) -> Model:
         self.begun.set()
         assert self.go.wait(20)
         raise UnavailableError("Too late.")

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from services.common.health import watched
-from services.common.server import Server
+from services.common.server import ALIVE, Server
 from services.common.settings import ServerSettings
 from tests.integration.calls import NOT_SERVING, SERVING, becomes, health
 from vlmir.errors import UnavailableError
@@ -43,6 +43,7 @@ def test_health_follows_the_trial(fault: Exception, caplog: pytest.LogCaptureFix
             assert await health(channel, SERVICE) == NOT_SERVING
             # The server as a whole, for which probes ask by default.
             assert await health(channel, "") == NOT_SERVING
+            assert await health(channel, ALIVE) == SERVING  # no reason to restart it
             trial.fault = None
             await becomes(channel, SERVICE, SERVING)
             assert await health(channel, "") == SERVING

@@ -28,6 +28,7 @@ from tests.unit.services.sampler_tools import (
     until,
 )
 from vlmir.bundle import load_bundle
+from vlmir.compute import REFERENCE
 from vlmir.errors import (
     DeadlineError,
     OptionError,
@@ -379,7 +380,7 @@ def test_it_survives_a_consumer_whose_event_loop_was_closed(watched: Watched) ->
 
 
 def test_while_it_idles_it_holds_no_model_and_no_picture(small_bundle_folder: Path) -> None:
-    sampler = load_model(load_bundle(small_bundle_folder))
+    sampler = load_model(load_bundle(small_bundle_folder), REFERENCE)
     wanted = task(sampler, steps=2)
     kept = [weakref.ref(sampler), weakref.ref(wanted)]
     with batching() as batcher:

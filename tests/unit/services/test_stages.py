@@ -510,6 +510,42 @@ def test_without_the_embedder_the_null_conditions_steer(
     )
 
 
+class Frozen(EmbedderServiceServicer):
+    """Says what it holds, as another says it, and then nothing."""
+
+    def __init__(self, other: str) -> None:
+        self._other = other
+        self.gate = threading.Event()
+
+    def Info(self, request: Any, context: Any) -> embedder_pb2.EmbedderServiceInfoResponse:
+        with stub_at(self._other, EmbedderServiceStub) as stub:
+            told: embedder_pb2.EmbedderServiceInfoResponse = stub.Info(request)
+        return told
+
+    def EmbedImage(self, request: Any, context: Any) -> embedder_pb2.EmbedImageResponse:
+        self.gate.wait(PATIENCE_S)
+        raise AssertionError("nobody waits any more")
+
+
+def test_an_embedder_that_hangs_is_left_out_where_it_may_be(servers: Servers) -> None:
+    frozen = Frozen(servers.embedder)
+    with served_by(frozen, add_EmbedderServiceServicer_to_server) as (address, _):
+        try:
+            for settings, left_s in (({"embed_s": 0.1}, PATIENCE_S), ({}, 4.0)):
+                how = {"embedder": address, "allow_unconditioned": True, **settings}
+                with cluster(servers, **how) as made:
+                    restorer = made.restorer(made.choose(), Run(time.monotonic() + left_s))
+                    report = restorer.restore(picture_levels(), RestoreOptions()).report
+                assert not report.degradations
+                assert any("embedder does not answer in time" in one for one in report.warnings)
+            with cluster(servers, embedder=address) as made:
+                restorer = made.restorer(made.choose(), Run(time.monotonic() + 0.5))
+                with pytest.raises(DeadlineError):
+                    restorer.restore(picture_levels(), RestoreOptions())
+        finally:
+            frozen.gate.set()
+
+
 def test_an_embedder_must_say_how_it_looks() -> None:
     with pytest.raises(VlmirError, match="how it scales"):
         EmbedderTraits.of(embedder_pb2.EmbedderServiceInfoResponse())

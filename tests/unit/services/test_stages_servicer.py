@@ -26,7 +26,7 @@ from tests.unit.services.stage_servers import (
     stub_at,
     wait_for_depth,
 )
-from tests.unit.services.stores import Hanging
+from tests.unit.services.stores import Broken, Hanging
 from vlmir.image import Image, decode, encode
 from vlmir.v1 import image_pb2, restorer_pb2
 from vlmir.v1.restorer_pb2_grpc import (
@@ -179,6 +179,19 @@ def test_a_result_is_not_lost_in_a_store_that_hangs(
     finally:
         store.gate.set()
     assert told.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_result_is_not_lost_in_a_store_with_a_bug(
+    settings: ClusterSettings, tmp_path: Path
+) -> None:
+    with restorer(settings, Broken(tmp_path / "store")) as stub:
+        asked = request()
+        asked.request_id, asked.store_result = "id", True
+        result = stub.Restore(asked, timeout=20).result
+    assert decode(result.image.data).width == 40
+    kept, linked = result.report.warnings[-2:]
+    assert "cannot be asked for again" in kept
+    assert "not by link: the store failed" in linked
 
 
 def test_a_picture_without_its_caption_is_not_kept_for_others(

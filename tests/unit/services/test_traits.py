@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from services.sampler.servicer import SamplerServicer
 from tests.unit.services.stage_servers import PATIENCE_S, Servers, cluster, stub_at
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.client.failures import translated
+from vlmir.compute import REFERENCE
 from vlmir.errors import ReleaseError
 from vlmir.image import Limits
 from vlmir.sampling import DiffusionSampler
@@ -83,12 +85,20 @@ def services() -> Iterator[Services]:
     embedder = Releases(
         "embedder", loader(choice), EmbedderModel.warm_up, EmbedderModel.close, linger_s=0
     )
-    sampler = Releases("sampler", load_model, lambda model: None, linger_s=0)
+    sampler = Releases(
+        "sampler", partial(load_model, compute=REFERENCE), lambda model: None, linger_s=0
+    )
     batcher = Batcher(active=2, waiting=2, pixels=2**18, room=10**6)
     servicers = (
         EmbedderServicer(embedder, limits=Limits(), limit_s=60),
         SamplerServicer(
-            sampler, batcher, limits=Limits(), max_window=2**18, limit_s=60, parcels=Parcels()
+            sampler,
+            batcher,
+            limits=Limits(),
+            max_window=2**18,
+            limit_s=60,
+            parcels=Parcels(),
+            device="",
         ),
     )
     try:
