@@ -11,10 +11,11 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up down status test check lint types format protos bench mlflow clean
+.PHONY: help setup demo up down status test check lint types format protos bench images mlflow clean \
+	render secrets deploy smoke undeploy
 
 help: ## List the targets
-	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH=default|cpu]"
+	@echo "Usage: make TARGET [PYTHON=python3.12] [TORCH=default|cpu] [ENV=cpu|gpu|dev]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F '|' '{ printf "%-10s %s\n", $$1, $$2 }'
 
@@ -56,6 +57,30 @@ bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ an
 	@test -n "$(DATA)" || { echo "Name the folder of benchmarks: make bench DATA=folder" >&2; exit 1; }
 	$(BIN)/python -m training.evaluate --data $(DATA)
 	$(BIN)/python -m training.table out/evaluation.json
+
+# Docker's older image store cannot hold SBOM and provenance: `ATTEST=false make images` leaves them out.
+images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+images: ## Build the images with docker buildx; ARGS="gpu --push" is passed on (default: cpu --load)
+	docker buildx bake --file deploy/docker/docker-bake.hcl $(or $(ARGS),cpu --load)
+
+# Kubernetes; ENV names an overlay of deploy/k8s/overlays, see the README there.
+render: ## Print the manifests of a cluster; ENV=cpu, gpu, dev or training
+	@command -v kubectl >/dev/null || { echo "kubectl is not on the PATH; install it." >&2; exit 1; }
+	@test -n "$(ENV)" -a -d "deploy/k8s/overlays/$(ENV)" || { \
+		echo "ENV=$(ENV) is no environment; say ENV=cpu, gpu, dev or training." >&2; exit 1; }
+	@kubectl kustomize "deploy/k8s/overlays/$(ENV)"
+
+secrets: $(READY) ## Make the Secrets that a cluster lacks, with random values; ENV=cpu, gpu or dev
+	@$(BIN)/python -m deploy.manifests secrets $(or $(ENV),"")
+
+deploy: $(READY) ## Check the manifests, apply them, wait, restore a picture; ENV=cpu, gpu or dev
+	@$(BIN)/python -m deploy.manifests deploy $(or $(ENV),"") $(ARGS)
+
+smoke: $(READY) ## Restore a picture through a deployed cluster; ENV=cpu, gpu or dev
+	@$(BIN)/python -m deploy.manifests smoke $(or $(ENV),"")
+
+undeploy: $(READY) ## Delete all but volumes and Secrets; ENV=cpu, gpu or dev; ARGS=--delete-data, volumes too
+	@$(BIN)/python -m deploy.manifests undeploy $(or $(ENV),"") $(ARGS)
 
 # What the commands record without a server lies in the same database and folder: they show up here, and go on using
 # both while it runs. Job runners, which only evaluate language models, would cost a gigabyte.

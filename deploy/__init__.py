@@ -1,0 +1,1 @@
+"""How the services are deployed: images, compose, Kubernetes, monitoring, and what holds them to the code."""
