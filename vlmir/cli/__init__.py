@@ -1,4 +1,4 @@
-"""The command line: ``vlmir restore``, ``inspect``, ``degrade``, ``info``, ``models``.
+"""The command line: ``vlmir restore``, ``inspect``, ``degrade``, ``info``, ``bench``, ``models``.
 
 Exit status: 0 when every picture was done, 1 when some failed, 2 for a usage or option error
 (nothing was done), 130 after Ctrl-C. Reports go to stdout, progress and errors to stderr.
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vlmir.cli.arguments import build_parser
+from vlmir.cli.bench import bench
 from vlmir.cli.commands import degrade, info, inspect, restore
 from vlmir.cli.models import import_daclip
 from vlmir.errors import OptionError, VlmirError
@@ -27,6 +28,7 @@ _COMMANDS = {
     "inspect": inspect,
     "degrade": degrade,
     "info": info,
+    "bench": bench,
     "models import-daclip": import_daclip,
 }
 

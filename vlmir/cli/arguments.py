@@ -10,7 +10,10 @@ from vlmir import __version__
 from vlmir.formats import FORMATS
 from vlmir.options import PRECISIONS
 
-__all__ = ["LABELS", "SOLVERS", "build_parser"]
+__all__ = ["BENCHMARKS", "LABELS", "SOLVERS", "build_parser"]
+
+BENCHMARKS = ("network", "base", "batches", "restoring", "reference", "start")
+"""Parts of ``vlmir bench``."""
 
 # Copies of vlmir.degradations.LABELS and vlmir.diffusion.SOLVERS: importing those takes seconds,
 # which `vlmir --help` and a misspelt option should not. A test compares them.
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_degrade(commands)
     _add_info(commands)
+    _add_bench(commands)
     _add_models(commands)
     return parser
 
@@ -158,6 +162,38 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--server", metavar="HOST:PORT", required=True, help="the server")
     _add_connection(parser, timeout_s=10.0)
     parser.add_argument("--json", action="store_true", help="one JSON object, to stdout")
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        allow_abbrev=False,
+        help="measure how fast this machine, or a server, restores",
+        description="Measure how fast this machine restores, or with --server how a server holds up under 1 to 32 "
+        "clients. What is compared is measured in turns; times are medians. Some minutes.",
+    )
+    place = parser.add_mutually_exclusive_group()
+    _add_bundle(place)
+    place.add_argument("--server", metavar="HOST:PORT", help="load a server with pictures")
+    _add_connection(parser)
+    _add_compute(parser)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=BENCHMARKS,
+        help="a part of it; may be repeated (default: all of this machine)",
+    )
+    parser.add_argument(
+        "--rounds", type=_whole(1), default=5, metavar="N", help="turns of each (default: 5)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=_whole(1),
+        default=64,
+        metavar="N",
+        help="pictures for each number of clients of a server (default: 64)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
 
 
 def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

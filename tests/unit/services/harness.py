@@ -27,6 +27,7 @@ class SmallRestoration:
     image: Image
     report: Report
     format: str | None
+    degraded: bool = False
 
     def encode(self) -> bytes:
         return encode(self.image, format=self.format)
