@@ -53,10 +53,13 @@ format: $(READY) ## Format the code
 protos: $(READY) ## Generate vlmir/v1 from protos/
 	$(BIN)/python protos/generate.py
 
-bench: $(READY) ## Measure the numbers of the README; DATA=folder with bench/ and captioned/
-	@test -n "$(DATA)" || { echo "Name the folder of benchmarks: make bench DATA=folder" >&2; exit 1; }
+bench: $(READY) ## Measure speed; DATA=folder with bench/ and captioned/ measures quality, too
+	@mkdir -p out
+	$(BIN)/vlmir bench --json out/bench.json $(ARGS)
+ifneq ($(DATA),)
 	$(BIN)/python -m training.evaluate --data $(DATA)
 	$(BIN)/python -m training.table out/evaluation.json
+endif
 
 # Docker's older image store cannot hold SBOM and provenance: `ATTEST=false make images` leaves them out.
 images: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
