@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vlmir.cli.arguments import build_parser
-from vlmir.cli.bench import bench
+from vlmir.cli.benchmark import bench
 from vlmir.cli.commands import degrade, info, inspect, restore
 from vlmir.cli.models import import_daclip
 from vlmir.errors import OptionError, VlmirError
