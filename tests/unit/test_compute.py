@@ -70,3 +70,14 @@ def test_bfloat16_restores_what_float32_does(options: RestoreOptions) -> None:
     ]
     assert restored[1].dtype == np.float32
     assert 45 < psnr(*restored) < 100  # and they are not by chance the same computation
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_restores_what_the_processor_does(small_bundle_folder: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (72, 56, 3), np.uint8)
+    options = RestoreOptions(realism=1.0, steps=3, degradation="noisy")
+    on_gpu, on_cpu = (
+        Restorer.load(small_bundle_folder, device=device, precision="fp32").restore(photo, options)
+        for device in ("cuda", "cpu")
+    )
+    assert psnr(on_gpu.image.pixels, on_cpu.image.pixels) > 60
