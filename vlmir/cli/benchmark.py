@@ -47,9 +47,14 @@ def bench(arguments: Namespace) -> int:
 
 
 def _here(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
-    from vlmir.bench.network import load_networks, measure_batches, measure_evaluation
-    from vlmir.bench.restoring import measure_reference, measure_restoring
-    from vlmir.bench.starting import measure_start
+    from vlmir.bench import (
+        load_networks,
+        measure_batches,
+        measure_evaluation,
+        measure_reference,
+        measure_restoring,
+        measure_start,
+    )
     from vlmir.compute import Compute
 
     bundle, rounds = arguments.bundle, arguments.rounds
@@ -85,7 +90,7 @@ def _here(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
 
 
 def _on_server(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
-    from vlmir.bench.service import measure_service
+    from vlmir.bench import measure_service
 
     yield (
         f"{arguments.server} by clients at once, {_SIDE}²",

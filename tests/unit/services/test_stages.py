@@ -42,6 +42,7 @@ from tests.unit.services.stage_servers import (
     wait_for_depth,
 )
 from vlmir.bundle import load_bundle
+from vlmir.compute import Compute
 from vlmir.config import Preset, load_preset
 from vlmir.errors import (
     DeadlineError,
@@ -498,7 +499,7 @@ def test_without_the_embedder_the_null_conditions_steer(
     with cluster(servers, embedder=nobody, allow_unconditioned=True) as made:
         restored = made.restorer(made.choose(), Run(None)).restore(levels, RestoreOptions(steps=2))
     bundle = load_bundle(small_bundle_folder)
-    sampler = DiffusionSampler(build_unet(bundle), bundle.preset.sampler)
+    sampler = DiffusionSampler(build_unet(bundle, Compute.choose()), bundle.preset.sampler)
     pixels = (levels / 255).astype(np.float32)
     plan = sampler.plan(RestoreOptions(steps=2))
     (expected,) = finish(sampler.sample([pixels], [NOTHING], [0], plan))
