@@ -24,6 +24,7 @@ from vlmir.report import Inspection, Progress, Report, Restoration
 if TYPE_CHECKING:
     from vlmir.bundle import Bundle
     from vlmir.image.tiles import TilePlan
+    from vlmir.memory import MemoryPlanner
     from vlmir.sampling import Conditions, Plan, SampleStep
     from vlmir.vlm.embedder import ImageEmbedding
 
@@ -98,7 +99,7 @@ class Sampler(Protocol):
         seeds: Sequence[int],
         plan: Plan,
     ) -> Generator[SampleStep, None, list[Pixels]]:
-        """Restore B pictures of one size."""
+        """Restore B pictures of one size; the results are the caller's to change."""
 
 
 @dataclass
@@ -148,6 +149,7 @@ class Restorer:
         device: str = "",
         limits: Limits | None = None,
         unconditioned: bool = False,
+        planner: MemoryPlanner | None = None,
     ) -> None:
         """Join three stages.
 
@@ -163,7 +165,9 @@ class Restorer:
             limits: What pictures are accepted; None: the library's.
             unconditioned: Whether pictures are restored without conditions while the embedder cannot be reached; else
                 that is an error.
+            planner: Fits each picture into the memory; None: the sampler sees to that itself.
         """
+        self._planner = planner
         self._unconditioned = unconditioned
         self._captioner, self._embedder, self._sampler = captioner, embedder, sampler
         self.release, self.digests, self.device = release, digests, device
@@ -208,20 +212,24 @@ class Restorer:
     ) -> Restorer:
         """A restorer with all stages of an opened bundle in this process; see :meth:`load`."""
         from vlmir.compute import Compute
+        from vlmir.memory import MemoryPlanner, return_large_blocks
         from vlmir.parts import build_captioner, build_embedder, build_unet
         from vlmir.sampling import DiffusionSampler
 
         config, compute = bundle.preset.sampler, Compute.choose(device, precision)
+        return_large_blocks()
+        sampler = DiffusionSampler(build_unet(bundle, compute), config)
         return cls(
             captioner=build_captioner(bundle) if "captioner" in bundle.digests else None,
             embedder=build_embedder(bundle),
-            sampler=DiffusionSampler(build_unet(bundle, compute), config),
+            sampler=sampler,
             release=bundle.release,
             digests=bundle.digests,
             solver=config.solver,
             steps=config.steps,
             device=str(compute),
             limits=limits,
+            planner=MemoryPlanner(sampler),
         )
 
     def restore(self, image: Source, options: RestoreOptions | None = None) -> Restoration:
@@ -229,7 +237,7 @@ class Restorer:
 
         Raises:
             ImageError: The picture cannot be read.
-            LimitError: It is too big.
+            LimitError: It is too big, for the limits or for the memory that is free.
             OptionError: An option is impossible.
         """
         stream = self.stream(image, options)
@@ -258,7 +266,7 @@ class Restorer:
 
         Raises:
             ImageError: The picture cannot be read.
-            LimitError: It is too big.
+            LimitError: It is too big, for the limits or for the memory that is free.
             OptionError: An option is impossible.
         """
         options = options or RestoreOptions()
@@ -269,6 +277,8 @@ class Restorer:
         check_encodable(
             source, format=options.format, quality=options.quality, lossless=options.lossless
         )
+        if self._planner is not None:
+            plan = self._planner.fit(source.height, source.width, plan)
         caption = self._caption(source, options, clock, warnings)
         with clock("embed"):
             known, degradations, label = self._look(source, caption, options, warnings)
@@ -279,7 +289,7 @@ class Restorer:
             steps = plan.evaluations
             run = self._sampler.sample([source.pixels], [known], [options.seed], plan)
             sampled = yield from _relay(run, steps, previews, clock)
-            restored = source.pixels + np.float32(share) * (sampled - source.pixels)
+            restored = _moved(source.pixels, sampled, share)
             if plan.realism == 0 and plan.steps > 1:
                 warnings.append(
                     "Steps have no effect at realism 0, where one evaluation gives the mean; raise the realism."
@@ -442,9 +452,20 @@ def _relay(
             if previews and done.x0 is not None:
                 # A remote sampler's is an array already.
                 preview = np.clip(np.asarray(done.x0[0]).transpose(1, 2, 0), 0, 1, order="C")
-            yield Progress(step=done.step, steps=steps, share=done.share, preview=preview)
+            told = Progress(step=done.step, steps=steps, share=done.share, preview=preview)
+            del done, preview  # or the last x̂₀ would be held all through the next network call
+            yield told
+            del told
     finally:
         run.close()
+
+
+def _moved(source: Pixels, sampled: Pixels, share: float) -> Pixels:
+    """Source + share · (sampled − source), written over ``sampled`` where that can be: pictures may be big."""
+    moved = np.subtract(sampled, source, out=sampled if sampled.flags.writeable else None)
+    moved *= np.float32(share)
+    moved += source
+    return moved
 
 
 def _damaged(degradations: dict[str, float], named: str | None) -> float:

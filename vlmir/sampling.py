@@ -17,9 +17,10 @@ from vlmir.errors import OptionError
 from vlmir.image.tiles import TilePlan, plan_tiles
 from vlmir.nn import Conditioning, UNet
 from vlmir.options import SAMPLE_STEPS, RestoreOptions
-from vlmir.sweeps import SampleStep, Sweep, Work, evaluate
+from vlmir.sweeps import Evaluation, SampleStep, Sweep, Work, evaluate, padded
 
 __all__ = [
+    "CALL_PIXELS",
     "MIRRORS",
     "Conditions",
     "DiffusionSampler",
@@ -31,6 +32,16 @@ __all__ = [
 
 FAINTEST = 0.05
 """Least share a_t of x₀ in a state from which a network that predicts noise tells x₀: its error is magnified 1/a_t."""
+
+CLEAR = 0.5
+"""The same on the way to a sample, where a later state is to be had: from there on x̂₀ passes for the mean."""
+
+CALL_PIXELS = 512 * 512
+"""Most pixels in one network call, unless one window has more.
+
+On a processor, pixels a second grow up to here (by a sixth from one window of 256² to four) and fall beyond (by 4 %
+from one window of 512² to two, or more where large blocks are returned).
+"""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -69,6 +80,8 @@ class Plan:
     """Tile side in pixels; 0 for none, None for the preset's."""
     ensemble: bool = False
     """Whether each evaluation is the mean over the picture's four mirror images."""
+    call_pixels: int = CALL_PIXELS
+    """Most pixels in one call of the network by :meth:`DiffusionSampler.sample`; a window with more goes alone."""
 
     @property
     def evaluations(self) -> int:
@@ -153,19 +166,19 @@ class DiffusionSampler:
             A :class:`SampleStep` after each window of each evaluation.
 
         Returns:
-            B restored pictures, H×W×3, clipped to 0…1.
+            B restored pictures, H×W×3, clipped to 0…1; they are the caller's to change.
 
         Raises:
             OptionError: Solver or steps are impossible.
             VlmirError: The network produced values that are no numbers.
         """
+        # Views: the pictures are only read, and what is made of them then lies in memory as they do.
         runs = [
-            self.begin(torch.from_numpy(picture).permute(2, 0, 1).contiguous(), known, seed, plan)
+            self.begin(torch.from_numpy(picture).permute(2, 0, 1), known, seed, plan)
             for picture, known, seed in zip(pictures, conditions, seeds, strict=True)
         ]
         for done in range(plan.evaluations):
-            sweeps = [next(run) for run in runs]
-            yield from self._make(sweeps, done)
+            yield from self._make([next(run) for run in runs], done, plan.call_pixels)
         return [_result(run).permute(1, 2, 0).contiguous().numpy() for run in runs]
 
     def begin(self, mu: Tensor, conditions: Conditions, seed: int, plan: Plan) -> PictureRun:
@@ -211,31 +224,61 @@ class DiffusionSampler:
             first = mu if noise_free else x_T
         sweep = self._predict(first, self._start(plan), work)
         yield sweep
-        restored = mean = sweep.x0
-        if plan.realism > 0:
-            sample = yield from self._follow(solving, mean, work)
-            restored = torch.lerp(mean, sample, plan.realism)
+        if plan.realism == 0:
+            return sweep.x0.clamp_(0, 1)
+        answers = [sweep.x0]
+        del first, sweep  # a picture held for nothing costs as much memory as one that is needed
+        restored = yield from self._follow(solving, answers, plan, work)
         return restored.clamp_(0, 1)
 
-    def _make(self, sweeps: Sequence[Sweep], done: int) -> Generator[SampleStep, None, None]:
-        """Make sweeps over pictures of one size, after ``done`` others, the same window of all in one call."""
+    def _make(
+        self, sweeps: Sequence[Sweep], done: int, most: int
+    ) -> Generator[SampleStep, None, None]:
+        """Make sweeps over pictures of one size, after ``done`` others; the same windows of all share a call."""
         while not sweeps[0].complete:
-            asked = [sweep.take() for sweep in sweeps]
-            outputs = evaluate(self.unet, asked)
-            given = zip(sweeps, asked, outputs, strict=True)
-            if all([sweep.give(one, output) for sweep, one, output in given]):
-                step, share, x0 = sweeps[0].told(done)
-                if x0 is not None and len(sweeps) > 1:
-                    x0 = torch.stack([sweep.x0 for sweep in sweeps])
-                yield SampleStep(step, share, x0)
+            asked = self._take(sweeps, most)
+            outputs = evaluate(self.unet, [one for _, one in asked])
+            for begin in range(0, len(asked), len(sweeps)):
+                same = slice(begin, begin + len(sweeps))
+                given = zip(asked[same], outputs[same], strict=True)
+                if all([sweep.give(one, output) for (sweep, one), output in given]):
+                    step, share, x0 = sweeps[0].told(done)
+                    if x0 is not None and len(sweeps) > 1:
+                        x0 = torch.stack([sweep.x0 for sweep in sweeps])
+                    yield SampleStep(step, share, x0)
 
-    def _follow(self, solving: Sampling, x0: Tensor, work: Work) -> Generator[Sweep, None, Tensor]:
-        """The solver's sample; x̂₀ is the answer to its first request."""
+    def _take(self, sweeps: Sequence[Sweep], most: int) -> list[tuple[Sweep, Evaluation]]:
+        """The evaluations of the next call: of each picture as many as it may hold, those of one window together."""
+        asked = list[tuple[Sweep, Evaluation]]()
+        multiple, size = self.unet.multiple, sweeps[0].size
+        assert size is not None
+        height, width = shape = padded(size, multiple)
+        while not asked or (len(asked) + len(sweeps)) * height * width <= most:
+            asked += [(sweep, sweep.take()) for sweep in sweeps]
+            size = sweeps[0].size
+            if size is None or padded(size, multiple) != shape:
+                break
+        return asked
+
+    def _follow(
+        self, solving: Sampling, answers: list[Tensor], plan: Plan, work: Work
+    ) -> Generator[Sweep, None, Tensor]:
+        """The solver's sample, or less of it; its first request was answered.
+
+        Each answer is let go when it has been given, but for the mean where less than a sample is asked for: the first
+        answer that is not all but lost in the noise that a network predicts.
+        """
+        mean, seen = (answers[0] if plan.realism < 1 else None), self._start(plan)
+        clear = self._greatest(CLEAR)
         for _ in range(1, work.evaluations):
-            sweep = self._predict(*solving.send(x0), work)
+            x, t = solving.send(answers.pop())
+            sweep = self._predict(x, t, work)
             yield sweep
-            x0 = sweep.x0
-        return _finish(solving, x0)
+            answers.append(sweep.x0)
+            if mean is not None and seen > clear:
+                mean, seen = sweep.x0, t
+        sample = _finish(solving, answers.pop())
+        return sample if mean is None else torch.lerp(mean, sample, plan.realism)
 
     def _predict(self, x: Tensor, t: int, work: Work) -> Sweep:
         """The sweep that finds x̂₀ in a state."""
@@ -250,12 +293,20 @@ class DiffusionSampler:
         )
 
     def _start(self, plan: Plan) -> int:
-        """The time index of the first evaluation: T, but for few steps of a network that predicts noise."""
+        """The time index of the first evaluation: T, but for the only one of a network that predicts noise.
+
+        Several begin at T there, too, faint as x₀ is: x_T is drawn around μ, which is true of T alone. Shown that state
+        as a later one, the network finds no residual where there must be some, takes the tones of μ for right, and
+        leaves haze in place. What its error adds in the first steps is made good in the others.
+        """
+        return self.schedule.T if plan.evaluations > 1 else self._greatest(FAINTEST)
+
+    def _greatest(self, share: float) -> int:
+        """The greatest time index at which so much of x₀ is left as the network needs; T if it predicts no noise."""
         T = self.schedule.T
         if self.config.prediction != "noise":
             return T
-        usable = max(t for t in range(1, T + 1) if self.schedule.a(t) >= FAINTEST)
-        return max(usable, plan.steps) if plan.realism == 1 else usable
+        return max(t for t in range(1, T + 1) if self.schedule.a(t) >= share)
 
     @torch.inference_mode()
     def _prepare(self, conditions: Conditions) -> Conditioning:

@@ -170,18 +170,20 @@ def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 def evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
     """The network's outputs for evaluations of one padded size, in one call; each 3×h×w of its window."""
     same = len({evaluation.x.shape for evaluation in evaluations}) == 1
+    device = unet.device
     x, mu = (
         torch.stack(
             windows
             if same
             else [pad_to_multiple(window[None], unet.multiple)[0] for window in windows]
         )
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
         for windows in ([e.x for e in evaluations], [e.mu for e in evaluations])
     )
-    device = unet.device
     outputs = unet(
-        x.to(device).contiguous(memory_format=torch.channels_last),
-        mu.to(device).contiguous(memory_format=torch.channels_last),
+        x,
+        mu,
         torch.tensor([evaluation.t for evaluation in evaluations], device=device),
         _joined([evaluation.conditioning for evaluation in evaluations]),
     ).to("cpu")

@@ -49,8 +49,8 @@ class Solver(Protocol):
                 the most faithful picture; many stochastic steps return a sample, the most real.
             generator: The source of all noise, drawn in float32 in mu's full shape on the
                 generator's own device: with a CPU generator every device gets the same noise.
-            start: The time index of x; T when None. Networks that predict noise magnify their
-                error by 1/a_t (200 at T): with few steps start them where a_t is 0.05 or more.
+            start: The time index of x; T when None, the only one at which ``prior`` is true. Networks that
+                predict noise magnify their error by 1/a_t (200 at T): one step alone must start later.
             last: The time index of the last network call, see `time_grid`. What the network sees there is the result:
                 the mean of what is possible given the noise that is left, so the later, the smoother. Solvers whose
                 result is their last state go on to 0.

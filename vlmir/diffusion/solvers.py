@@ -53,8 +53,7 @@ def posterior(
 ) -> Sampling:
     """Sample p(x_s | x_t, x̂₀) at each step, as DDPM does; the default of IR-SDE's authors."""
     for t, s in pairwise(times):
-        x0 = yield x, t
-        x = _posterior_step(x, x0, mu, schedule, t, s, generator)
+        x = _posterior_step(x, (yield x, t), mu, schedule, t, s, generator)
     return (yield x, times[-1])
 
 
@@ -64,8 +63,7 @@ def ddim(
 ) -> Sampling:
     """DDIM (Song et al. 2021, arXiv 2010.02502): the first-order exponential integrator of the flow ODE."""
     for t, s in pairwise(times):
-        x0 = yield x, t
-        x = _ode_step(x, x0, mu, schedule, t, s)
+        x = _ode_step(x, (yield x, t), mu, schedule, t, s)
     return (yield x, times[-1])
 
 
@@ -123,7 +121,7 @@ def solver_named(name: str) -> Solver:
 def _ode_step(x: Tensor, x0: Tensor, mu: Tensor, schedule: IRSDE, t: int, s: int) -> Tensor:
     """x_s on the probability-flow ODE through x_t, exact while x̂₀ stays the same."""
     shrink = schedule.s(s) / schedule.s(t)
-    return mu + shrink * (x - mu) + (schedule.a(s) - schedule.a(t) * shrink) * (x0 - mu)
+    return _joined(x, x0, mu, shrink, schedule.a(s) - schedule.a(t) * shrink)
 
 
 def _posterior_step(
@@ -137,7 +135,13 @@ def _posterior_step(
 ) -> Tensor:
     """A draw of x_s from p(x_s | x_t, x₀)."""
     c_x, c_0, std = schedule.posterior(t, s)
-    return mu + c_x * (x - mu) + c_0 * (x0 - mu) + std * _randn(mu, generator)
+    return _joined(x, x0, mu, c_x, c_0).add_(_randn(mu, generator).mul_(std))
+
+
+def _joined(x: Tensor, x0: Tensor, mu: Tensor, c_x: Tensor, c_0: Tensor) -> Tensor:
+    """μ + c_x (x − μ) + c_0 (x₀ − μ), with no more than two new pictures in memory."""
+    joined = (x - mu).mul_(c_x).add_(mu)
+    return joined.add_((x0 - mu).mul_(c_0))
 
 
 def _extrapolate(
