@@ -2,9 +2,10 @@
 
 Every number is computed here and now, by the protocol of :mod:`vlmir.metrics`: pictures rounded to uint8, a border of
 four pixels cut off. MLflow gets the numbers, too, as a run of the model's experiment. The JSON is written after each
-measurement and, for the same weights, added to: an interrupted run goes on with ``--only`` and ``--setting``. ``python
--m training.table`` puts it into README, model card and bundle, and with ``--tables`` into the paper's tables. A
-perceptual metric whose weights are not at hand stands as null.
+measurement and, for the same weights, added to: an interrupted run goes on with ``--only`` and ``--setting``. ``--only
+steps`` compares numbers of network evaluations; it takes long and is not made unasked. ``python -m training.table``
+puts it into README, model card and bundle, and with ``--tables`` into the paper's tables. A perceptual metric whose
+weights are not at hand stands as null.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from training.measure.language import best_constant_bleu, caption_bleu, retrieva
 from training.measure.realism import measure_realism
 from training.measure.restoration import SETTINGS, Judges, measure_bench
 from training.measure.speed import measure_speed
+from training.measure.steps import PICTURES, measure_steps
 from training.table import identity
+from training.tables.steps import SUFFIX
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.compute import Compute
 from vlmir.errors import OptionError, VlmirError
@@ -55,6 +58,9 @@ PARTS = (
     "consistency",
     "speed",
 )
+
+ON_REQUEST = ("steps",)
+"""Parts that are measured only where they are named."""
 
 CAPTIONED = ("language", "alignment")
 """Parts that need a captioner."""
@@ -109,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", default="tiny", help="name or folder of the weights")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation.json"))
     parser.add_argument("--limit", type=int, help="only the first pictures of each bench")
-    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated")
+    parser.add_argument(
+        "--only", choices=(*PARTS, *ON_REQUEST), action="append", help="may be repeated"
+    )
     parser.add_argument(
         "--setting", choices=tuple(SETTINGS), action="append", help="bench in this setting only"
     )
@@ -172,7 +180,7 @@ def _put_down(results: dict[str, Any], name: str, numbers: dict[str, Any], out: 
 def _measurements(
     arguments: argparse.Namespace, judges: Judges, parts: Collection[str]
 ) -> Iterator[tuple[str, Measurement]]:
-    """What the arguments ask for: names, and the functions that measure them; ``parts`` are some of ``PARTS``."""
+    """What the arguments ask for: names, and the functions that measure them; ``parts``: of all parts."""
     bundle, limit = arguments.bundle, arguments.limit
     restorer, bench = Restorer.load(bundle), arguments.data / "bench"
     captioned = arguments.data / "captioned"
@@ -193,6 +201,10 @@ def _measurements(
         for setting in arguments.setting or ["one-step"]:
             for name in SYNTHETIC:
                 yield on_bench(name, restorer, SETTINGS[setting], f"{name}, {setting}")
+    if "steps" in parts:
+        for name in BENCHES:
+            crops = partial(_pairs, bench, name, limit or PICTURES)
+            yield name + SUFFIX, partial(_steps, restorer, crops, name)
     if arguments.ablate:
         restorers = ablated_restorers(load_bundle(bundle))
         for name in ABLATED:
@@ -238,6 +250,13 @@ def _default_parts(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.setting:
         return ("bench",)
     return () if arguments.ablate else PARTS
+
+
+def _steps(
+    restorer: Restorer, pairs: Callable[[], list[Pair | FloatPair]], name: str
+) -> dict[str, Any]:
+    """Quality against evaluations on one bench, read only now."""
+    return measure_steps(restorer, pairs(), title=name)
 
 
 def _pairs(folder: Path, name: str, limit: int | None) -> list[Pair | FloatPair]:

@@ -2,8 +2,9 @@
 
 Reads what :mod:`training.evaluate` wrote, prints Markdown, and on request puts it between the markers of the README
 and the model card, and the numbers themselves into the bundle's ``bundle.json``. ``--tables training/RESULTS.md``
-writes the longer tables of :mod:`training.tables.paper`, beside the paper's own numbers; with ``--stages`` also how
-fast the stages ran whose folders are named.
+writes the longer tables of :mod:`training.tables.paper`, beside the paper's own numbers, and of
+:mod:`training.tables.steps`, each where something of it was measured; with ``--stages`` also how fast the stages ran
+whose folders are named.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 from training.cache import fingerprint
 from training.tables import paper as paper_tables
 from training.tables import stages as stage_tables
+from training.tables import steps as steps_tables
 from training.tables.cells import Numbers
 from training.tables.readme import markdown
 from vlmir.bundle import Bundle, load_bundle
 
 __all__ = ["identity", "main", "markdown", "write_into_bundle", "write_into_markdown"]
 
-_LONG = ("per_picture", "confusion")
+_LONG = ("per_picture", "confusion", "solvers", "dial")
 """What of a measurement stays out of a bundle."""
 
 
@@ -109,9 +111,18 @@ def _tell(arguments: argparse.Namespace, results: Numbers) -> None:
     for file in arguments.into:
         write_into_markdown(file, text)
     if arguments.tables:
-        write_into_markdown(arguments.tables, paper_tables.markdown(results))
+        _into_tables(arguments.tables, results)
     if arguments.bundle:
         write_into_bundle(arguments.bundle, results)
+
+
+def _into_tables(file: Path, results: Numbers) -> None:
+    """The paper's tables and that of evaluations, each where something of it was measured."""
+    steps = steps_tables.markdown(results)
+    if steps:
+        write_into_markdown(file, steps, "steps")
+    if any(not name.endswith(("about", steps_tables.SUFFIX)) for name in results):
+        write_into_markdown(file, paper_tables.markdown(results))
 
 
 if __name__ == "__main__":
