@@ -212,12 +212,11 @@ class Restorer:
     ) -> Restorer:
         """A restorer with all stages of an opened bundle in this process; see :meth:`load`."""
         from vlmir.compute import Compute
-        from vlmir.memory import MemoryPlanner, return_large_blocks
+        from vlmir.memory import MemoryPlanner
         from vlmir.parts import build_captioner, build_embedder, build_unet
         from vlmir.sampling import DiffusionSampler
 
         config, compute = bundle.preset.sampler, Compute.choose(device, precision)
-        return_large_blocks()
         sampler = DiffusionSampler(build_unet(bundle, compute), config)
         return cls(
             captioner=build_captioner(bundle) if "captioner" in bundle.digests else None,

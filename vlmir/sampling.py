@@ -40,7 +40,7 @@ CALL_PIXELS = 512 * 512
 """Most pixels in one network call, unless one window has more.
 
 On a processor, pixels a second grow up to here (by a sixth from one window of 256² to four) and fall beyond (by 4 %
-from one window of 512² to two, or more where large blocks are returned).
+from one window of 512² to two).
 """
 
 Pixels = npt.NDArray[np.float32]

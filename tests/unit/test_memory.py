@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from tests.small import small_preset
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset, SamplerConfig, load_preset
 from vlmir.errors import LimitError
-from vlmir.memory import SCRATCH, MemoryPlanner, activations, free_host_memory
+from vlmir.memory import HOLES, SCRATCH, MemoryPlanner, activations, free_host_memory
 from vlmir.nn import UNet
 from vlmir.parts import build_unet
 from vlmir.pipeline import Restorer
@@ -101,14 +98,14 @@ def test_bfloat16_halves_the_activations(small: DiffusionSampler) -> None:
         planner(sampler_of(small.config, dtype)).need(512, 512, plan).host
         for dtype in (torch.float32, torch.bfloat16)
     )
-    assert full - half == 512**2 * 2 * activations(small.config.unet)
+    assert full - half == pytest.approx(HOLES * 512**2 * 2 * activations(small.config.unet), abs=2)
 
 
 def test_a_known_need(small: DiffusionSampler) -> None:
-    """Two copies of the picture; a window's two inputs and its activations; the constant."""
+    """Two copies of the picture; a window's two inputs and its activations, with the holes; the constant."""
     plan = replace(PLAN, tile=0)
-    call = 256**2 * (2 * 3 * 4 + 4 * activations(small.config.unet))
-    assert planner(small).need(256, 256, plan).host == 2 * 12 * 256**2 + call + SCRATCH
+    call = HOLES * 256**2 * (2 * 3 * 4 + 4 * activations(small.config.unet))
+    assert planner(small).need(256, 256, plan).host == 2 * 12 * 256**2 + round(call) + SCRATCH
 
 
 def test_samples_and_solvers_of_second_order_hold_more_copies(small: DiffusionSampler) -> None:
@@ -142,7 +139,7 @@ def test_what_cannot_fit_is_refused_with_numbers(small: DiffusionSampler) -> Non
     with pytest.raises(LimitError, match=r"6000×4000 pixels needs \d+ MiB, and 200 MiB are free; "):
         planner(small, 200 * MIB).fit(4000, 6000, PLAN)
     named = replace(PLAN, tile=0)
-    with pytest.raises(LimitError, match=r"needs \d\.\d GiB, .*smaller tiles \(at 128: \d+ MiB\)"):
+    with pytest.raises(LimitError, match=r"needs \d+\.\d GiB, .*smaller tiles \(at 128: \d+ MiB\)"):
         planner(small, 600 * MIB).fit(3000, 3000, named)
 
 
@@ -228,29 +225,3 @@ def test_in_a_container_the_path_of_the_group_need_not_be_there(tmp_path: Path) 
 
 def test_without_any_files_the_system_is_asked(tmp_path: Path) -> None:
     assert free_host_memory(tmp_path) is None or free_host_memory(tmp_path) > 0  # type: ignore[operator]
-
-
-RETURNED = """
-import re
-import numpy as np
-from vlmir.memory import return_large_blocks
-def rss():
-    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
-def kept():
-    before = rss()
-    blocks = [np.ones(1 << 20) for _ in range(8)]
-    on_top = np.ones(1 << 14)
-    del blocks
-    return rss() - before
-np.ones(3 << 20)  # glibc keeps blocks of up to the size of a mapped one that was freed
-first = kept()
-return_large_blocks()
-print(first, kept())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_large_blocks_are_returned() -> None:
-    out = subprocess.check_output([sys.executable, "-c", RETURNED], text=True)
-    kept, returned = map(int, out.split())
-    assert returned < 8 * 1024 < kept
