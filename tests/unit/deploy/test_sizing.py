@@ -104,8 +104,9 @@ def test_known_bottlenecks_are_named() -> None:
         "sampler",
         "computing",
     )
-    # A graphics processor is so fast with this small network that the pixels do not come fast enough.
-    assert size(Load(images_per_s=10_000, hardware="h100"))["sampler"].tightest == "network"
+    # Where an evaluation costs almost nothing, the pixels do not come fast enough.
+    fast = Load(images_per_s=10_000, hardware="h100", s_per_megapixel=1e-4)
+    assert size(fast)["sampler"].tightest == "network"
     assert (
         size(Load(images_per_s=10_000, hardware="h100", bundle="base"))["sampler"].tightest
         == "computing"
