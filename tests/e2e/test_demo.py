@@ -30,7 +30,7 @@ def test_the_demo_restores_every_damage_it_shows(tmp_path: Path) -> None:
 
 def test_the_shipped_weights_are_small_and_can_be_read() -> None:
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 40e6
+    assert sum(path.stat().st_size for path in files) <= 60e6
 
 
 def test_the_shipped_weights_are_those_described() -> None:

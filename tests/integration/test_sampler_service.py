@@ -127,7 +127,10 @@ def test_side_by_side_each_result_is_the_librarys(
 
     def serve(number: int) -> sampler_pb2.SampleResult:
         pixels, plan = wanted[number]
-        options = {name: value for name, value in vars(plan).items() if value is not None}
+        known = sampler_pb2.SampleOptions.DESCRIPTOR.fields_by_name
+        options = {
+            name: value for name, value in vars(plan).items() if name in known and value is not None
+        }
         asked = request(pixels, seed=number, **options)
         for name, values in zip(("text", "image", "degradation"), f.numpy(), strict=True):
             getattr(asked.conditions, name).CopyFrom(to_message(values))
