@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from training.measure.steps import PICTURES, measure_steps
 from training.table import identity
 from training.tables.steps import SUFFIX
 from vlmir.bundle import Bundle, load_bundle
-from vlmir.compute import Compute
+from vlmir.compute import Compute, processor_name
 from vlmir.errors import OptionError, VlmirError
 from vlmir.metrics.perceptual import ALEXNET, INCEPTION
 from vlmir.options import RestoreOptions
@@ -275,14 +274,9 @@ def _earlier(file: Path, bundle: str) -> dict[str, Any]:
 
 def _machine() -> str:
     """Processor and threads, as the README should name them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     unit = torch.backends.cpu.get_cpu_capability()
     compute = Compute.choose()
-    return (
-        f"{next(names, platform.machine())}, {unit}, {torch.get_num_threads()} threads, {compute}"
-    )
+    return f"{processor_name()}, {unit}, {torch.get_num_threads()} threads, {compute}"
 
 
 if __name__ == "__main__":

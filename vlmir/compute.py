@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from vlmir.errors import OptionError
 from vlmir.options import PRECISIONS, Precision
 
-__all__ = ["REFERENCE", "Compute", "multiplies_bf16"]
+__all__ = ["REFERENCE", "Compute", "multiplies_bf16", "processor_name"]
+
+M = TypeVar("M", bound=nn.Module)
 
 _BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -51,6 +57,12 @@ class Compute:
         bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(where))
         return cls(where, torch.bfloat16 if bf16 else torch.float32)
 
+    def place(self, network: M) -> M:
+        """Move a network there and into that type, its convolutions with channels last; returns it."""
+        network.to(self.device, self.dtype)
+        network.to(memory_format=torch.channels_last)
+        return network
+
     def __str__(self) -> str:
         """Such as ``cpu, bfloat16``."""
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
@@ -58,6 +70,14 @@ class Compute:
 
 REFERENCE = Compute(torch.device("cpu"), torch.float32)
 """What golden numbers and trained weights are in."""
+
+
+def processor_name() -> str:
+    """The processor as its system calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _device(name: str) -> torch.device:

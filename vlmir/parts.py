@@ -155,8 +155,7 @@ def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
     """
     unet = UNet(bundle.preset.sampler.unet)
     load_strictly(unet, _read(bundle.file("sampler", MODEL)))
-    unet = unet.eval().to(compute.device, compute.dtype)
-    return unet.to(memory_format=torch.channels_last)
+    return compute.place(unet.eval())
 
 
 def count_parameters(bundle: Bundle) -> dict[str, int]:

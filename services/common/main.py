@@ -8,15 +8,27 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp
+from pydantic_settings import BaseSettings, CliApp
 
 from services.common.settings import ServerSettings
 from services.common.telemetry.logs import configure_logging
 from vlmir.errors import VlmirError
 
-__all__ = ["run_service"]
+__all__ = ["read_settings", "run_service"]
 
+B = TypeVar("B", bound=BaseSettings)
 S = TypeVar("S", bound=ServerSettings)
+
+
+def read_settings(settings_class: type[B]) -> B | None:
+    """The settings of command line and environment; None after saying what is wrong with them."""
+    try:
+        return CliApp.run(settings_class)
+    except ValidationError as error:
+        for fault in error.errors():
+            where = fault["loc"][0] if fault["loc"] else "settings"
+            print(f"error: {where}: {fault['msg']}", file=sys.stderr)
+        return None
 
 
 def run_service(settings_class: type[S], serve: Callable[[S], Awaitable[None]]) -> int:
@@ -25,12 +37,8 @@ def run_service(settings_class: type[S], serve: Callable[[S], Awaitable[None]]) 
     Returns:
         The exit status: 0 after a graceful stop, 1 when it cannot serve, 2 for bad settings.
     """
-    try:
-        settings = CliApp.run(settings_class)
-    except ValidationError as error:
-        for fault in error.errors():
-            where = fault["loc"][0] if fault["loc"] else "settings"
-            print(f"error: {where}: {fault['msg']}", file=sys.stderr)
+    settings = read_settings(settings_class)
+    if settings is None:
         return 2
     configure_logging(settings.log_level, settings.log_format)
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.main import read_settings
 from services.common.registry import MlflowRegistry
 from services.common.store import Store, StoreSettings, make_store
 from services.launcher.plan import FOLLOW, MODELS
@@ -134,11 +135,8 @@ def main() -> int:
     Returns:
         The exit status: 0 when all is there, 1 when it is not, 2 for bad settings.
     """
-    try:
-        settings = CliApp.run(PrepareSettings)
-    except ValidationError as error:
-        for fault in error.errors():
-            print(f"error: {fault['loc'][0]}: {fault['msg']}", file=sys.stderr)
+    settings = read_settings(PrepareSettings)
+    if settings is None:
         return 2
     try:
         print(prepare(settings), flush=True)

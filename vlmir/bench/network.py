@@ -52,7 +52,7 @@ def load_networks(name: str, compute: Compute) -> Networks:
         unet = UNet(load_preset(name).sampler.unet).eval()
     other = UNet(unet.config).eval()
     other.load_state_dict(unet.state_dict())
-    return Networks(_moved(unet, plain), _moved(other, compute), compute)
+    return Networks(plain.place(unet), compute.place(other), compute)
 
 
 def measure_evaluation(
@@ -72,7 +72,10 @@ def measure_evaluation(
         the same type, and ``of_ceiling``, the share of it that is reached.
     """
     device = networks.compute.device
-    ways = {name: _call(unet, side, 1) for name, unet in _both(networks).items()}
+    ways = {
+        "plain": _call(networks.plain, side, 1),
+        "chosen": _call(networks.chosen, side, 1),
+    }
     taken = in_turns(ways, rounds=rounds, device=device, clock=clock)
     with FlopCounterMode(display=False) as counter:
         ways["plain"]()
@@ -99,15 +102,6 @@ def measure_batches(
     return {
         f"batch {n}": n * side**2 / 1e6 / statistics.median(taken[f"batch {n}"]) for n in batches
     }
-
-
-def _moved(unet: UNet, compute: Compute) -> UNet:
-    unet = unet.to(compute.device, compute.dtype)
-    return unet.to(memory_format=torch.channels_last)
-
-
-def _both(networks: Networks) -> dict[str, UNet]:
-    return {"plain": networks.plain, "chosen": networks.chosen}
 
 
 def _call(unet: UNet, side: int, batch: int) -> Callable[[], Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from vlmir.bench.timing import in_turns, median_ratio
 from vlmir.bundle import load_bundle
+from vlmir.compute import Compute
 from vlmir.options import Precision, RestoreOptions
 from vlmir.pipeline import Restorer
 
@@ -58,12 +58,13 @@ def measure_restoring(
         BundleError: There is no such bundle, or it is damaged.
         OptionError: The device cannot be used.
     """
+    where = Compute.choose(device, precision).device
     restorer = Restorer.load(bundle, device=device, precision=precision)
     found: dict[str, dict[str, float]] = {}
     for height, width in SIZES:
         picture, shares = _picture(height, width), dict[str, list[float]]()
         ways = {name: partial(_restore, restorer, picture, name, shares) for name in WAYS}
-        for name, times in in_turns(ways, rounds=rounds, device=_device(restorer)).items():
+        for name, times in in_turns(ways, rounds=rounds, device=where).items():
             seconds = statistics.median(times)
             found[f"{width}×{height}, {name}"] = {
                 "ms": 1e3 * seconds,
@@ -74,7 +75,7 @@ def measure_restoring(
 
 
 def measure_reference(bundle: str, *, device: str, precision: Precision) -> dict[str, float]:
-    """The published procedure with the same weights, once, before and after it the default setting.
+    """The published procedure with the same weights against the default setting, each once after an untimed call.
 
     Args:
         bundle: Name or folder of the weights.
@@ -96,7 +97,7 @@ def measure_reference(bundle: str, *, device: str, precision: Precision) -> dict
         "reference": partial(plain.restore, picture, REFERENCE),
         "default": partial(chosen.restore, picture, WAYS["default"]),
     }
-    taken = in_turns(ways, rounds=1, device=_device(chosen))
+    taken = in_turns(ways, rounds=1, device=Compute.choose(device, precision).device)
     return {
         "reference_ms": 1e3 * taken["reference"][0],
         "ms": 1e3 * taken["default"][0],
@@ -117,7 +118,3 @@ def _picture(height: int, width: int) -> npt.NDArray[np.uint8]:
     scene = np.stack([rows, columns, 0.5 + 0.5 * np.sin(9 * rows + 5 * columns)], axis=2)
     noise = np.random.default_rng(0).normal(0, 50, scene.shape)
     return np.clip(255 * scene + noise, 0, 255).astype(np.uint8)
-
-
-def _device(restorer: Restorer) -> torch.device:
-    return torch.device(restorer.device.partition(",")[0])

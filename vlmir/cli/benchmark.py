@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -107,22 +106,16 @@ def _about() -> dict[str, Any]:
     import torch
 
     from vlmir import __version__
+    from vlmir.compute import processor_name
 
     return {
         "vlmir": __version__,
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor_name(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _lines(numbers: Numbers) -> Iterator[str]:
