@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -27,6 +27,10 @@ LONG = ("Restore", "RestoreStream")
 
 _SHORT_AT_ONCE, _SHORT_WAITING = 16, 32
 # Together they fit among the calls that a server has to spare beside its work queue.
+
+PATIENCE_S = 3.0
+"""Seconds that a call waits for an upstream that is away, such as while it is started anew: longer than a channel lets
+pass between two attempts to reach it."""
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -128,11 +132,18 @@ class Proxy:
         deadline = deadline_of(None, context, limit_s=self._limit_s)
         try:
             async with lane.entered(deadline):
+                await self._reach(deadline)
                 yield _granted(deadline)
         except grpc.aio.AioRpcError as error:
             status = public(answer(error, request_id.get()), request_id.get())
             rich = rpc_status.to_status(status)
             await context.abort(rich.code, rich.details, rich.trailing_metadata)
+
+    async def _reach(self, deadline: float | None) -> None:
+        """Wait a moment for the upstream where it is away; if it stays so, the call itself tells why."""
+        with suppress(TimeoutError):
+            async with until(deadline), asyncio.timeout(PATIENCE_S):
+                await self._channel.channel_ready()
 
 
 def _granted(deadline: float | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from services.common.telemetry import tracing
 from services.gateway.server import GatewaySettings, running
 from services.gateway.tokens import digest
 from tests.certificates import Authority
+from tests.integration.calls import free_port
 from tests.unit.services.asking import SERVICE, Answering, a_request, scraped, serving
 from tests.unit.services.harness import SmallRestorer, a_picture, running_server
 from vlmir.errors import (
@@ -533,6 +534,30 @@ def test_health_is_that_of_the_upstream() -> None:
             assert await _done(stub.Restore(a_request())) == "hello"
         await channel.close()
         await entered.__aexit__(None, None, None)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("method", ["Restore", "RestoreStream"])
+def test_a_call_waits_a_moment_for_an_upstream_that_starts(method: str) -> None:
+    async def started_late(address: str, call: Any) -> list[Any]:
+        await asyncio.sleep(0.5)
+        assert not call.done()
+        async with serving(Answering(), port=int(address.rpartition(":")[2])):
+            return [reply async for reply in call] if method == "RestoreStream" else [await call]
+
+    async def scenario() -> None:
+        upstream = f"127.0.0.1:{free_port()}"
+        async with (
+            gateway(upstream) as (address, _),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            call = getattr(RestorerServiceStub(channel), method)(a_request())
+            replies = await started_late(upstream, call)
+            assert replies[-1].result.report.caption == "hello"
+            # Where the time is shorter than the patience, it is the time that is over.
+            error = await failure(RestorerServiceStub(channel).Restore(a_request(), timeout=0.3))
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     asyncio.run(scenario())
 
