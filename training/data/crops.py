@@ -13,6 +13,7 @@ from torch import Tensor
 from training.cache import fingerprint
 from training.config import StageTwoConfig
 from training.data.conditions import PoolConditions
+from training.data.hazes import Hazes
 from training.data.pool import Bytes, Entry, Pool, degrade_bytes, to_tensor
 
 __all__ = ["CropLoader", "Crops"]
@@ -94,6 +95,7 @@ class CropLoader:
                     f"The pool has no {label} pictures of {largest}×{largest} or more, but the mix asks for them."
                 )
         self._shares = shares / shares.sum()
+        self._hazes = Hazes(pool, self._real["hazy"]) if self._real.get("hazy") else None
 
     @property
     def prototypes(self) -> Tensor:
@@ -185,6 +187,8 @@ class CropLoader:
             lq = degrade_bytes(gt, "noisy", seed=seed, strength=entry.strength)
         elif self._is_transplanted(entry):
             lq = self._other_rain(gt, rng)
+        elif entry.label == "hazy" and self._hazes:
+            lq, gt = self._hazes.draw(i, lq, gt, rng)
         if rng.random() < 0.5:
             lq, gt = lq[:, ::-1], gt[:, ::-1]
         if entry.label not in _UPRIGHT:
