@@ -61,13 +61,14 @@ class Hazes:
 
     def _foreign(self, scene: Bytes, rng: np.random.Generator) -> Bytes:
         """A clean crop in the haze of some part of some real pair."""
-        i = self._real[rng.integers(len(self._real))]
+        i = self._real[int(rng.integers(len(self._real)))]
         lq, gt = self._pool.lq(i), self._pool.gt(i)
         side = int(rng.integers(len(scene), min(lq.shape[:2]) + 1))
         top, left = (int(rng.integers(0, n - side + 1)) for n in lq.shape[:2])
         window = np.s_[top : top + side, left : left + side]
-        t = transmission(lq[window], gt[window], self._airlight(i))
-        t = cv2.resize(t, scene.shape[1::-1], interpolation=cv2.INTER_AREA)
+        whole = transmission(lq[window], gt[window], self._airlight(i))
+        size = scene.shape[1::-1]
+        t = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.float32)
         if rng.random() < 0.5:
             t = np.ascontiguousarray(t[:, ::-1])
         t = fitted(t, scene) ** _between(FOREIGN_DENSITIES, rng)
