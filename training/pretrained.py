@@ -90,7 +90,9 @@ def _of_bundle(preset: Preset, bundle: Bundle) -> Pretrained:
     if "captioner" not in bundle.digests:
         return Pretrained(clip, None, tokenizer, None, bundle.folder)
     words = CaptionTokenizer(bundle.file("captioner", "tokenizer.json"))
-    captioner = BlipCaptioner(preset.captioner, build_captioner(bundle).model, words)
+    captioner = BlipCaptioner(
+        preset.captioner, build_captioner(bundle, trainable=True).model, words
+    )
     return Pretrained(clip, captioner, tokenizer, words, bundle.folder)
 
 

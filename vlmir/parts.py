@@ -20,8 +20,10 @@ from vlmir.config import Preset
 from vlmir.daclip import load_strictly
 from vlmir.errors import BundleError
 from vlmir.nn import UNet
+from vlmir.vlm.blip import Blip
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import DegradationCLIP, build_clip, load_lora, lora_tensors, merge_lora
+from vlmir.vlm.clip_towers import Clip
 from vlmir.vlm.embedder import ClipEmbedder
 from vlmir.vlm.tokenizer import CaptionTokenizer, ClipTokenizer, Tokenizer
 
@@ -42,8 +44,13 @@ _TIED = r"^text_decoder\.cls\.predictions\.(decoder\.(weight|bias))$"
 """BLIP's output layer: the same tensors as its word embeddings and its bias, stored once."""
 
 
-def build_captioner(bundle: Bundle) -> BlipCaptioner:
+def build_captioner(bundle: Bundle, *, trainable: bool = False) -> BlipCaptioner:
     """The captioner of a bundle.
+
+    Args:
+        bundle: Holds it.
+        trainable: Whether its network can be trained: that is transformers', which takes seconds to import. Both say
+            the same.
 
     Raises:
         BundleError: It has none, or its files do not fit the preset.
@@ -56,10 +63,10 @@ def build_captioner(bundle: Bundle) -> BlipCaptioner:
             f"The captioner in {bundle.folder} knows {words} word pieces, its tokenizer {tokenizer.vocab_size}."
         )
     with _WithoutInit():
-        blip = build_blip(
+        blip = (build_blip if trainable else Blip)(
             bundle.preset.captioner,
             words or tokenizer.vocab_size,
-            positions=positions,
+            positions=positions or bundle.preset.captioner.max_tokens,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         )
@@ -82,8 +89,10 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
     """
     preset = bundle.preset
     state, lora = _embedder_tensors(bundle)
-    clip = _frozen_clip(bundle, state)
-    network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
+    with _WithoutInit():
+        clip = Clip(preset.embedder.clip)
+        _load_frozen(clip, state)
+        network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)
     return ClipEmbedder(network, build_tokenizer(bundle), preset.labels)
@@ -133,14 +142,15 @@ def build_frozen_clip(bundle: Bundle) -> Any:
     Raises:
         BundleError: Its tensors do not fit the preset.
     """
-    return _frozen_clip(bundle, _read(bundle.file("embedder", MODEL)))
-
-
-def _frozen_clip(bundle: Bundle, state: dict[str, Tensor]) -> Any:
     clip = build_clip(bundle.preset.embedder.clip)
+    _load_frozen(clip, _read(bundle.file("embedder", MODEL)))
+    return clip
+
+
+def _load_frozen(clip: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load CLIP of an embedder's tensors."""
     own = {n.removeprefix("clip."): t for n, t in state.items() if n.startswith("clip.")}
     load_strictly(clip, own)
-    return clip
 
 
 def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
@@ -153,7 +163,8 @@ def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
     Raises:
         BundleError: Its file does not fit the preset.
     """
-    unet = UNet(bundle.preset.sampler.unet)
+    with _WithoutInit():
+        unet = UNet(bundle.preset.sampler.unet)
     load_strictly(unet, _read(bundle.file("sampler", MODEL)))
     return compute.place(unet.eval())
 

@@ -26,17 +26,18 @@ def test_a_network_built_meanwhile_is_initialised(
         return build_blip(*args, **kwargs)
 
     monkeypatch.setattr(parts, "build_blip", and_another_elsewhere)
-    parts.build_captioner(load_bundle(small_bundle_folder))
+    parts.build_captioner(load_bundle(small_bundle_folder), trainable=True)
     assert torch.equal(elsewhere[0], _a_layer())
     assert nn.init.kaiming_uniform_ is before
 
 
-def test_a_captioner_has_no_weight_but_its_own(small_bundle_folder: Path) -> None:
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_captioner_has_no_weight_but_its_own(small_bundle_folder: Path, trainable: bool) -> None:
     bundle = load_bundle(small_bundle_folder)
     torch.manual_seed(0)
-    first = parts.build_captioner(bundle).model.state_dict()
+    first = parts.build_captioner(bundle, trainable=trainable).model.state_dict()
     torch.manual_seed(1)
-    second = parts.build_captioner(bundle).model.state_dict()
+    second = parts.build_captioner(bundle, trainable=trainable).model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -45,7 +46,8 @@ def test_memory_that_holds_anything_is_no_trouble(
 ) -> None:
     """Truncated normal draws are repeated until they are in range, and what a new tensor holds may never be."""
     monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, 9.0))
-    assert parts.build_captioner(load_bundle(small_bundle_folder)).model is not None
+    built = parts.build_captioner(load_bundle(small_bundle_folder), trainable=True)
+    assert built.model is not None
 
 
 def _a_layer() -> torch.Tensor:

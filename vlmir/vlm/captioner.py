@@ -29,7 +29,7 @@ def build_blip(
     bos_id: int = BOS_ID,
     eos_id: int = EOS_ID,
 ) -> Any:
-    """A ``BlipForConditionalGeneration`` of the given sizes with random weights.
+    """A ``BlipForConditionalGeneration`` of the given sizes with random weights, to be trained.
 
     Args:
         config: The captioner of a preset.

@@ -174,7 +174,7 @@ class DegradationCLIP(nn.Module):
         Args:
             config: Sizes and switches.
             label_count: Number K of degradation labels.
-            clip: Pretrained open_clip CLIP to start from; None builds one with random weights.
+            clip: Pretrained CLIP to start from, open_clip's or ours; None builds one with random weights.
             lora: Whether the caption encoder carries trainable LoRA layers; without them it is a plain copy, into
                 which :func:`merge_lora` adds trained updates.
         """

@@ -7,6 +7,7 @@ file is plain JSON and ships in the bundle. CLIP's words ship in open_clip.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -41,13 +42,23 @@ class ClipTokenizer:
     """CLIP's byte-pair encoding of 49,408 entries (Radford et al. 2021), as open_clip packages it; needs no network."""
 
     def __init__(self) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._backend = SimpleTokenizer()
+        self._backend = _module_of_open_clip("tokenizer").SimpleTokenizer()
 
     def __call__(self, captions: Sequence[str], length: int) -> Tensor:
         """B captions → B×length int64 ids: start, pieces, end, zeros; a long caption is cut before the end."""
         return cast(Tensor, self._backend(list(captions), length))
+
+
+def _module_of_open_clip(name: str) -> Any:
+    """One module that needs no other: importing the package takes seconds."""
+    package = find_spec("open_clip")
+    assert package is not None and package.origin is not None
+    file = Path(package.origin).with_name(f"{name}.py")
+    spec = spec_from_file_location(f"{__name__}.open_clip_{name}", file)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class CaptionTokenizer:

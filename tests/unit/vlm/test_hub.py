@@ -180,9 +180,10 @@ def test_public_weights_become_a_bundle_that_captions_alike(
     views = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0))
     captions = captioner.caption_batch(views)
     assert captions == public.caption_batch(views) and all(captions)
+    trainable = build_captioner(bundle, trainable=True)
     words = torch.tensor([[len(WORDS), 9, 10]]).expand(2, -1)
     with torch.inference_mode():
-        logits, theirs = (c.model(views, input_ids=words).logits for c in (captioner, public))
+        logits, theirs = (c.model(views, input_ids=words).logits for c in (trainable, public))
     assert torch.allclose(logits, theirs, rtol=1e-2, atol=5e-2)  # stored in half precision
     ids = ClipTokenizer()(["a dog"], clip.text_cfg.context_length)
     assert torch.equal(build_embedder(bundle).tokenize(["a dog"]), ids)
