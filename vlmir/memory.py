@@ -19,7 +19,7 @@ from vlmir.nn.attention import LinearAttention
 from vlmir.sampling import DiffusionSampler, Plan
 from vlmir.sweeps import padded
 
-__all__ = ["MemoryPlanner", "Need", "activations", "free_memory"]
+__all__ = ["MOST_COPIES", "MemoryPlanner", "Need", "activations", "free_memory", "picture_room"]
 
 SCRATCH = 32 * 2**20
 """Bytes that are taken beside copies and activations: reordered weights, captions and embeddings, small blocks."""
@@ -39,6 +39,9 @@ TILES = (384, 256, 128)
 
 _PICTURE = 3 * 4
 """Bytes of a pixel in one copy of a picture: three float32."""
+
+MOST_COPIES = 8
+"""Copies of a picture that any plan keeps at most, the source included."""
 
 _LOOK = 28
 """Bytes of a pixel while a picture is embedded: the source, its weighted channels and their sum."""
@@ -63,14 +66,17 @@ class MemoryPlanner:
     Args:
         sampler: Which is to restore.
         free: Tells the bytes free on a device, None where that is unknown: then nothing is refused.
+        beside: Copies of a picture that the caller keeps meanwhile, beside the source.
     """
 
     def __init__(
         self,
         sampler: DiffusionSampler,
         free: Callable[[torch.device], int | None] | None = None,
+        *,
+        beside: int = 0,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._beside = sampler, beside
         self._free = free or free_memory
         weights = sampler.unet.stem.weight
         self._device, size = weights.device, weights.element_size()
@@ -85,12 +91,12 @@ class MemoryPlanner:
             plan: How it is restored.
         """
         picture = _PICTURE * height * width
-        resting, working = self._copies(plan)
+        resting, working = (copies + self._beside for copies in self._copies(plan))
         call = round(self._per_pixel * self._call_pixels(height, width, plan)) + SCRATCH
         apart = self._device.type != "cpu"
-        sampling = resting * picture + (0 if apart else call)
+        sampling = round(resting * picture) + (0 if apart else call)
         look = _LOOK * height * width
-        return Need(max(sampling, working * picture, look), call if apart else 0)
+        return Need(max(sampling, round(working * picture), look), call if apart else 0)
 
     def fit(self, height: int, width: int, plan: Plan) -> Plan:
         """The plan that fits: ``plan`` itself where it does, else one with smaller calls, then with smaller tiles.
@@ -115,6 +121,14 @@ class MemoryPlanner:
         raise LimitError(
             f"Restoring {width}×{height} pixels needs {short}; {self._way_out(height, width, plan)}."
         )
+
+    def call_room(self, memory: int) -> int:
+        """Pixels of a network call that takes so many bytes, at least 1.
+
+        Args:
+            memory: Bytes where the network runs.
+        """
+        return max(1, int((memory / SLACK - SCRATCH) / self._per_pixel))
 
     def _candidates(self, height: int, width: int, plan: Plan) -> Iterator[Plan]:
         yield plan
@@ -142,18 +156,35 @@ class MemoryPlanner:
         evaluations = len(windows) * (4 if plan.ensemble else 1)
         return largest * max(1, min(evaluations, plan.call_pixels // largest))
 
-    def _copies(self, plan: Plan) -> tuple[int, int]:
+    def _copies(self, plan: Plan) -> tuple[float, float]:
         """Copies of the picture alive during a network call, and at most between two, the source included."""
+        resting, working = self._copies_in_full(plan)
+        if not plan.wide:
+            return resting, working
+        # At half the size: the picture and x̂₀, both during its calls; then x̂₀ made smaller, and one plane in full.
+        return resting + 2 / 4, max(working, resting + 3 / 4 + 1 / 3)
+
+    def _copies_in_full(self, plan: Plan) -> tuple[int, int]:
         before = int(plan.solver.startswith("dpmpp_2m"))  # solvers of second order keep the last x̂₀
         if plan.realism == 0:
             noisy = self._sampler.config.prediction != "x0"
             return (3, 4) if noisy else (2, 2)  # source and x̂₀; a noisy state is a sum of two
         mean = int(plan.realism < 1)
-        if plan.evaluations == 1:
+        if plan.states == 1:
             return 3 + mean, 4
         # Source, state, x̂₀, next state and a term of it; Euler–Maruyama's step has more terms.
         step = 7 if plan.solver == "euler_maruyama" else 5
         return 3 + mean + before, step + mean + 2 * before
+
+
+def picture_room(memory: int, *, beside: int) -> int:
+    """Pixels of pictures that may be under way, by any plan, for which so much memory suffices, at least 1.
+
+    Args:
+        memory: Bytes of the host.
+        beside: Copies of as many pixels that are kept meanwhile, beside the sources.
+    """
+    return max(1, int(memory / SLACK / (_PICTURE * (MOST_COPIES + beside))))
 
 
 def activations(config: UNetConfig) -> float:

@@ -63,7 +63,8 @@ class Batcher:
     Args:
         active: Pictures under way at once, at least 1; each holds a few copies of its pixels in memory.
         waiting: How many more may wait; one more is refused.
-        pixels: Most pixels of one network call, at least 1; a window with more goes alone.
+        pixels: Most pixels of one network call, at least 1, and no more than the plan of any picture under way has; a
+            window with more goes alone.
         room: Most pixels under way of pictures that have more than ``pixels``; with those that wait, of all pictures,
             four times as many. One picture is always taken.
     """
@@ -71,8 +72,10 @@ class Batcher:
     def __init__(self, *, active: int, waiting: int, pixels: int, room: int) -> None:
         self.capacity = active + waiting
         """Pictures admitted at most, those under way included."""
+        self.room = room
+        """Most pixels of big pictures under way."""
         self.stats = Stats()
-        self._active, self._pixels, self._room = active, pixels, room
+        self._active, self._pixels = active, pixels
         self._changed = threading.Condition()
         self._jobs = list[Job]()
         self._closed = False
@@ -115,12 +118,12 @@ class Batcher:
             if self._closed:
                 raise UnavailableError(_STOPPING)
             sizes = [job.task.size for job in self._jobs if not job.gone]
-            if len(sizes) < self.capacity and (not sizes or sum(sizes) + size <= 4 * self._room):
+            if len(sizes) < self.capacity and (not sizes or sum(sizes) + size <= 4 * self.room):
                 return
             delay = self._delay()
         raise OverloadedError(
             f"the queue is full ({len(sizes)} requests of {sum(sizes) / 1e6:.1f} megapixels, at most "
-            f"{self.capacity} of {4 * self._room / 1e6:.1f}); try again in {delay:.1f} s",
+            f"{self.capacity} of {4 * self.room / 1e6:.1f}); try again in {delay:.1f} s",
             retry_after_s=delay,
         )
 
@@ -219,7 +222,10 @@ class Batcher:
 
     def _step(self) -> None:
         """Make one network call; on return nothing of it is kept, so that waiting for work holds no old model."""
-        batch = pick(self._begun(), pixels=self._pixels, take=self._take)
+        jobs = self._begun()
+        # What one picture leaves of the memory is all that there is for a call, whoever's windows it has.
+        pixels = min([self._pixels, *(job.task.plan.call_pixels for job in jobs)])
+        batch = pick(jobs, pixels=pixels, take=self._take)
         if batch:
             self._evaluate(batch)
 
@@ -231,7 +237,7 @@ class Batcher:
                 return False
             gone = [job for job in self._jobs if job.gone]
             self._jobs = [job for job in self._jobs if not job.gone]
-            starting = startable(self._jobs, slots=self._active, big=self._pixels, room=self._room)
+            starting = startable(self._jobs, slots=self._active, big=self._pixels, room=self.room)
         for job in gone:
             job.close()
         clock = min((job.served for job in self._begun()), default=0)

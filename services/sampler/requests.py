@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from services.common.parcels import Parcels
 from services.common.tensors import from_message
 from services.common.wire import restore_options
+from services.sampler.budget import Budget
 from services.sampler.job import Task
 from vlmir.errors import InputError, LimitError, OptionError
 from vlmir.image import Limits
@@ -42,6 +44,7 @@ def task_of(
     sampler: DiffusionSampler,
     *,
     max_window: int,
+    budget: Budget,
     parcels: Parcels,
 ) -> Task:
     """The request as a task for ``sampler``.
@@ -50,21 +53,24 @@ def task_of(
         request: The request.
         sampler: Which is to do it.
         max_window: Most pixels of a tile.
+        budget: The memory that it must fit.
         parcels: Fetches pixels that lie in a store.
 
     Raises:
         InputError: Pixels or conditions are missing, of a wrong shape or type, or no numbers.
+        LimitError: There is not enough memory for it, even alone.
         OptionError: An option is unknown or out of range.
         UnavailableError: The pixels cannot be fetched.
     """
     options = restore_options(request.options)
-    plan = sampler.plan(options)
+    plan = replace(sampler.plan(options), wide=request.wide)
     conditions = _conditions(request.conditions, sampler.unet.config.context_dim)
     pixels = parcels.receive(request.pixels, shape=(3, None, None), name="pixels")
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= 1):  # so that NaN is refused
         raise InputError(f"pixels must be numbers 0…1, not {low:g}…{high:g}.")
     _, height, width = pixels.shape
+    plan = budget.fit(sampler, height, width, plan)
     _check_window(sampler.tile_plan(height, width, plan.tile).windows[0], max_window)
     return Task(sampler=sampler, pixels=pixels, conditions=conditions, seed=options.seed, plan=plan)
 

@@ -18,6 +18,7 @@ from services.common.telemetry.gpu import observe_gpu
 from services.common.telemetry.metrics import Metrics
 from services.common.weights import observe_releases, weights
 from services.sampler.batcher import Batcher
+from services.sampler.budget import Budget
 from services.sampler.model import load_model, warm_up
 from services.sampler.servicer import SamplerServicer
 from services.sampler.settings import SamplerSettings
@@ -58,17 +59,19 @@ async def running(
         warm_up=warm_up,
         stop=stop,
     ) as releases:
+        budget = _budget(settings, compute)
         batcher = Batcher(
             active=settings.workers,
             waiting=settings.queue,
             pixels=settings.batch_pixels,
-            room=settings.max_pixels,
+            room=budget.room(settings.max_pixels),
         )
         servicer = SamplerServicer(
             releases,
             batcher,
             limits=limits,
             max_window=settings.max_window,
+            budget=budget,
             limit_s=settings.limit_s,
             parcels=parcels,
             device=str(compute),
@@ -78,7 +81,7 @@ async def running(
             lambda server: add_SamplerServiceServicer_to_server(servicer, server),
             settings=settings,
             limits=limits,
-            metrics=_metrics(releases, batcher),
+            metrics=_metrics(releases, batcher, budget),
         )
 
         async def check() -> None:
@@ -96,11 +99,25 @@ async def running(
             await asyncio.to_thread(batcher.close)
 
 
-def _metrics(releases: Releases[DiffusionSampler], batcher: Batcher) -> Metrics:
+def _budget(settings: SamplerSettings, compute: Compute) -> Budget:
+    """What is free now that the weights are there."""
+    given = None if settings.memory_mib is None else settings.memory_mib * 2**20
+    return Budget.of(compute.device, call_pixels=settings.batch_pixels, given=given)
+
+
+def _metrics(releases: Releases[DiffusionSampler], batcher: Batcher, budget: Budget) -> Metrics:
     metrics, stats = Metrics(), batcher.stats
     metrics.observe("queue_depth", "Pictures admitted.", lambda: batcher.depth)
     metrics.observe("queue_capacity", "Pictures admitted at most.", lambda: batcher.capacity)
     metrics.observe("active_pictures", "Pictures under way.", lambda: batcher.active)
+    metrics.observe(
+        "room_pixels", "Pixels of big pictures under way at most.", lambda: batcher.room
+    )
+    metrics.observe(
+        "memory_budget_bytes",
+        "Memory for pictures and network calls where the network runs; 0: unknown.",
+        lambda: budget.network or 0,
+    )
     # As of the other services' batches: the mean over a while is items over batches.
     window = {"kind": "window"}
     metrics.observe("batches_total", "Network calls.", lambda: stats.batches, **window)

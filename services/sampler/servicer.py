@@ -16,6 +16,7 @@ from services.common.releases import Releases
 from services.common.tensors import Array, to_message
 from services.common.wire import preview_message
 from services.sampler.batcher import Batcher
+from services.sampler.budget import Budget
 from services.sampler.job import Sampled, Task
 from services.sampler.requests import check_size, task_of
 from services.sampler.traits import traits
@@ -39,6 +40,7 @@ class SamplerServicer(SamplerServiceServicer):
         batcher: Where pictures are sampled.
         limits: What pictures are accepted.
         max_window: Most pixels of a tile.
+        budget: The memory that pictures must fit.
         limit_s: Seconds a call may take, its wait included; 0 for no limit but the caller's.
         parcels: Fetches pixels that lie in a store; the results of such requests go the same way.
         device: Where it computes, and in which precision; for people to read.
@@ -51,13 +53,14 @@ class SamplerServicer(SamplerServiceServicer):
         *,
         limits: Limits,
         max_window: int,
+        budget: Budget,
         limit_s: float,
         parcels: Parcels,
         device: str,
     ) -> None:
         self._releases, self._batcher = releases, batcher
         self._limits, self._max_window, self._limit_s = limits, max_window, limit_s
-        self._parcels, self._device = parcels, device
+        self._budget, self._parcels, self._device = budget, parcels, device
 
     async def Sample(
         self, request: sampler_pb2.SampleRequest, context: Context
@@ -72,6 +75,7 @@ class SamplerServicer(SamplerServiceServicer):
                 request,
                 held.model,
                 max_window=self._max_window,
+                budget=self._budget,
                 parcels=self._parcels,
             )
             by_uri = request.pixels.WhichOneof("content") == "uri"

@@ -19,7 +19,14 @@ class SamplerSettings(ComputeSettings, WeightsSettings, ServerSettings):
     batch_pixels: int = Field(
         512 * 512,
         ge=1,
-        description="Most pixels in one network call; a graphics processor likes several times more.",
+        description="Most pixels in one network call, where memory allows; a graphics processor likes several times "
+        "more.",
+    )
+    memory_mib: int | None = Field(
+        None,
+        ge=64,
+        description="Memory that pictures and network calls may take where the network runs, weights aside, MiB; "
+        "without it, what is free at the start.",
     )
     max_window: int = Field(
         2048 * 2048,
@@ -36,5 +43,5 @@ class SamplerSettings(ComputeSettings, WeightsSettings, ServerSettings):
         Limits().max_pixels,
         ge=1,
         description="Largest picture taken, width × height; those of more than --batch-pixels that are sampled side by "
-        "side have no more together.",
+        "side have no more together, and less where memory is short.",
     )

@@ -21,8 +21,8 @@ from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
 REQUESTS, STEPS = 6, 5
 
 
-def request(**options: Any) -> sampler_pb2.SampleRequest:
-    pixels = np.random.default_rng(0).random((3, 40, 56), np.float32)
+def request(height: int = 40, width: int = 56, **options: Any) -> sampler_pb2.SampleRequest:
+    pixels = np.random.default_rng(0).random((3, height, width), np.float32)
     return sampler_pb2.SampleRequest(
         pixels=to_message(pixels), options=sampler_pb2.SampleOptions(**options)
     )
@@ -61,6 +61,30 @@ def test_requests_side_by_side_share_network_calls_and_that_is_counted(
     assert counted["vlmir_batch_retries_total"] == counted["vlmir_refused_release"] == 0
     assert counted["vlmir_promotions_total"] == 0
     assert counted['vlmir_release_info{release="small-1"}'] == 1
+
+
+def test_what_it_takes_follows_the_memory_it_may_take(small_bundle_folder: Path) -> None:
+    port = free_port()
+
+    async def whole() -> dict[str, float]:
+        settings = SamplerSettings(
+            port=0, bundle=str(small_bundle_folder), metrics_port=port, memory_mib=100
+        )
+        async with (
+            running(settings) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub = SamplerServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await sampled(stub, height=1200, width=1300)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "1300×1200 pixels needs" in (caught.value.details() or "")
+            await sampled(stub)
+            return await asyncio.to_thread(metrics, port)
+
+    counted = asyncio.run(whole())
+    assert counted["vlmir_memory_budget_bytes"] == 100 * 2**20
+    assert counted["vlmir_room_pixels"] < 100 * 2**20 / 24
 
 
 def test_a_sampler_that_samples_no_more_is_not_serving(

@@ -16,8 +16,18 @@ from torch.utils._pytree import tree_leaves
 from tests.small import small_preset
 from vlmir.bundle import load_bundle
 from vlmir.config import Preset, SamplerConfig, load_preset
+from vlmir.diffusion import SOLVERS
 from vlmir.errors import LimitError
-from vlmir.memory import HOLES, SCRATCH, MemoryPlanner, activations, free_host_memory
+from vlmir.memory import (
+    HOLES,
+    MOST_COPIES,
+    SCRATCH,
+    SLACK,
+    MemoryPlanner,
+    activations,
+    free_host_memory,
+    picture_room,
+)
 from vlmir.nn import UNet
 from vlmir.parts import build_unet
 from vlmir.pipeline import Restorer
@@ -149,6 +159,34 @@ def test_a_graphics_processor_is_asked_for_the_network_alone(small: DiffusionSam
     need, whole = there.need(1000, 1000, PLAN), planner(small).need(1000, 1000, PLAN).host
     assert 0 < need.device < whole
     assert need.host < whole
+
+
+def test_copies_beside_are_counted(small: DiffusionSampler) -> None:
+    alone, two = (MemoryPlanner(small, beside=n).need(4000, 4000, PLAN).host for n in (0, 2))
+    assert two - alone == 2 * 12 * 4000**2
+
+
+@pytest.mark.parametrize("prediction", ["x0", "noise"])
+def test_no_plan_keeps_more_copies_than_the_most(small: DiffusionSampler, prediction: str) -> None:
+    there = planner(DiffusionSampler(small.unet, replace(small.config, prediction=prediction)))
+    plans = [
+        replace(PLAN, steps=steps, solver=solver, realism=realism)
+        for steps in (1, 20)
+        for solver in SOLVERS
+        for realism in (0.0, 0.5, 1.0)
+    ]
+    most = max(max(there._copies(plan)) for plan in plans)
+    assert most == MOST_COPIES
+
+
+def test_rooms_are_what_the_needs_come_to(small: DiffusionSampler) -> None:
+    memory = 600 * MIB
+    pixels = planner(small).call_room(memory)
+    side = int(pixels**0.5) // 8 * 8
+    call = planner(small).need(side, side, replace(PLAN, tile=0)).host - 2 * 12 * side**2
+    assert 0.9 * memory < SLACK * call <= memory
+    assert picture_room(memory, beside=1) * 9 * 12 == pytest.approx(memory / SLACK, rel=1e-4)
+    assert planner(small).call_room(0) == picture_room(0, beside=0) == 1
 
 
 def test_a_restorer_refuses_before_the_work(

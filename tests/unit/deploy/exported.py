@@ -31,7 +31,7 @@ FOREIGN: Mapping[str, set[str]] = {
     # MinIO's documentation.
     "minio_cluster_capacity_usable_free_bytes": {"server"},
     "minio_cluster_capacity_usable_total_bytes": {"server"},
-    # tests/integration/test_ray_metrics.py looks for them at a real Ray.
+    # tests/integration/test_monitoring_live.py asks a real Prometheus, which reads a real Ray, for them.
     "ray_serve_deployment_queued_queries": {"application", "deployment"},
     "ray_serve_replica_processing_queries": {"application", "deployment", "replica"},
     # Prometheus' own.
@@ -106,7 +106,7 @@ def exported() -> dict[str, set[str]]:
     ):
         captioner._metrics(nothing, nothing, nothing, nothing)
         embedder._metrics(nothing, nothing, (nothing, nothing))
-        sampler._metrics(nothing, type("Batcher", (), {"stats": None})())  # type: ignore[arg-type]
+        sampler._metrics(nothing, type("Batcher", (), {"stats": None})(), nothing)  # type: ignore[arg-type]
     observe_gpu(Noted(), OneDevice())
     return found | _of_a_real_server()
 

@@ -12,12 +12,13 @@ import torch
 from services.common.parcels import Parcels
 from services.common.tensors import to_message
 from services.sampler import requests
+from services.sampler.budget import Budget
 from services.sampler.job import Task
 from services.sampler.requests import check_size
 from tests.unit.services.sampler_tools import Watched, picture
 from vlmir.errors import InputError, LimitError, OptionError
 from vlmir.image import Limits
-from vlmir.sampling import DiffusionSampler, Plan
+from vlmir.sampling import CALL_PIXELS, DiffusionSampler, Plan
 from vlmir.v1 import image_pb2, sampler_pb2
 
 WIDTH = 32
@@ -36,8 +37,11 @@ def request(pixels: Any = None, **options: Any) -> sampler_pb2.SampleRequest:
     )
 
 
-def task_of(asked: sampler_pb2.SampleRequest, sampler: DiffusionSampler) -> Task:
-    return requests.task_of(asked, sampler, max_window=40 * 160, parcels=Parcels())
+def task_of(
+    asked: sampler_pb2.SampleRequest, sampler: DiffusionSampler, memory: int | None = None
+) -> Task:
+    budget = Budget(host=memory, network=memory, apart=False, call_pixels=CALL_PIXELS)
+    return requests.task_of(asked, sampler, max_window=40 * 160, budget=budget, parcels=Parcels())
 
 
 def conditioned(**given: Any) -> sampler_pb2.SampleRequest:
@@ -141,3 +145,9 @@ def test_the_size_is_read_without_reading_the_pixels() -> None:
         LimitError, match=r"110 pixels .11 × 10.; at most 100 are taken\. Scale it down"
     ):
         check_size(image_pb2.Tensor(shape=[3, 10, 11]), limits)
+
+
+def test_what_fits_no_memory_is_refused_with_numbers(sampler: DiffusionSampler) -> None:
+    with pytest.raises(LimitError, match=r"56×40 pixels needs \d+ MiB, and 30 MiB are free"):
+        task_of(request(), sampler, 30 * 2**20)
+    assert task_of(request(), sampler, 300 * 2**20).plan.call_pixels < CALL_PIXELS
