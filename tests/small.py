@@ -80,6 +80,7 @@ def small_preset() -> Preset:
                 "steps": 1,
                 "tile": 160,
                 "overlap": 96,
+                "wide": ["hazy"],
             },
         },
     )

@@ -225,6 +225,9 @@ class SamplerConfig:
     A network that was trained shortly takes the little noise that is left below for texture: ending earlier is nearer
     to the truth and looks better.
     """
+    wide: tuple[str, ...] = ()
+    """Labels of damage that spans wide areas, whose mean is sought at half the size, too; see
+    :meth:`vlmir.sampling.DiffusionSampler.begin`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

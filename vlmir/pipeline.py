@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vlmir.errors import OptionError, UnavailableError
 from vlmir.image import Image, Limits, check_encodable, decode, read_file
-from vlmir.options import SAMPLE_STEPS, Precision, RestoreOptions
+from vlmir.options import Precision, RestoreOptions
 from vlmir.report import Inspection, Progress, Report, Restoration
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class Sampler(Protocol):
     @property
     def reads_captions(self) -> bool:
         """Whether a caption has an effect."""
+
+    @property
+    def wide_labels(self) -> tuple[str, ...]:
+        """Labels of damage that spans wide areas, for which a plan should be ``wide``."""
 
     @property
     def solvers(self) -> tuple[str, ...]:
@@ -218,8 +222,11 @@ class Restorer:
 
         config, compute = bundle.preset.sampler, Compute.choose(device, precision)
         sampler = DiffusionSampler(build_unet(bundle, compute), config)
+        captioner = None
+        if "captioner" in bundle.digests:
+            captioner = build_captioner(bundle)
         return cls(
-            captioner=build_captioner(bundle) if "captioner" in bundle.digests else None,
+            captioner=captioner,
             embedder=build_embedder(bundle),
             sampler=sampler,
             release=bundle.release,
@@ -276,11 +283,13 @@ class Restorer:
         check_encodable(
             source, format=options.format, quality=options.quality, lossless=options.lossless
         )
-        if self._planner is not None:
+        if self._planner is not None:  # the damage is not known yet: for the most that it may take
+            plan = replace(plan, wide=bool(self._sampler.wide_labels))
             plan = self._planner.fit(source.height, source.width, plan)
         caption = self._caption(source, options, clock, warnings)
         with clock("embed"):
             known, degradations, label = self._look(source, caption, options, warnings)
+        plan = replace(plan, wide=label in self._sampler.wide_labels)
         share = options.strength * _damaged(degradations, options.degradation)
         tiles = self._sampler.tile_plan(source.height, source.width, plan.tile)
         restored, steps = source.pixels, 0
@@ -360,27 +369,17 @@ class Restorer:
 
     def _plan(self, options: RestoreOptions) -> Plan:
         """The choices made explicit, or an :class:`OptionError` before any work is done."""
-        from vlmir.sampling import Plan
+        from vlmir.sampling import plan_of
 
-        solver = options.solver or self._solver
-        if solver not in self.solvers:
-            raise OptionError(f"Unknown solver {solver!r}; choose from {', '.join(self.solvers)}.")
         if options.degradation is not None and options.degradation not in self.labels:
             known = ", ".join(self.labels)
             raise OptionError(f"Unknown degradation {options.degradation!r}; choose from {known}.")
-        if options.steps is not None and options.steps > self._sampler.most_steps:
-            raise OptionError(
-                f"steps must be at most {self._sampler.most_steps}, not {options.steps}."
-            )
-        default = SAMPLE_STEPS if options.realism else self._steps
-        steps = default if options.steps is None else options.steps
-        realism = float(steps > 1) if options.realism is None else options.realism
-        return Plan(
-            steps=steps,
-            solver=solver,
-            realism=realism,
-            tile=options.tile,
-            ensemble=options.ensemble,
+        return plan_of(
+            options,
+            solver=self._solver,
+            steps=self._steps,
+            solvers=self.solvers,
+            most_steps=self._sampler.most_steps,
         )
 
     def _open(self, image: Source) -> Image:

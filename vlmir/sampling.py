@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlmir.config import SamplerConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "SampleStep",
     "finish",
+    "plan_of",
 ]
 
 FAINTEST = 0.05
@@ -42,6 +44,9 @@ CALL_PIXELS = 512 * 512
 On a processor, pixels a second grow up to here (by a sixth from one window of 256² to four) and fall beyond (by 4 %
 from one window of 512² to two).
 """
+
+WIDE_SHARE = 0.5
+"""Weight of what is seen at half the size, where that is sought: neither of the two views is better than their mean."""
 
 Pixels = npt.NDArray[np.float32]
 
@@ -80,13 +85,20 @@ class Plan:
     """Tile side in pixels; 0 for none, None for the preset's."""
     ensemble: bool = False
     """Whether each evaluation is the mean over the picture's four mirror images."""
+    wide: bool = False
+    """Whether the mean is sought at half the size, too, for damage that spans wide areas."""
     call_pixels: int = CALL_PIXELS
     """Most pixels in one call of the network by :meth:`DiffusionSampler.sample`; a window with more goes alone."""
 
     @property
-    def evaluations(self) -> int:
-        """Network evaluations in all: the first gives the mean, the others are made only for a sample."""
+    def states(self) -> int:
+        """Evaluations of the whole picture: the first gives the mean, the others are made only for a sample."""
         return self.steps if self.realism > 0 else 1
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations in all, that at half the size included."""
+        return self.states + self.wide
 
 
 class DiffusionSampler:
@@ -108,6 +120,11 @@ class DiffusionSampler:
         return self.unet.config.semantic
 
     @property
+    def wide_labels(self) -> tuple[str, ...]:
+        """Labels of damage for which :attr:`Plan.wide` helps."""
+        return self.config.wide
+
+    @property
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
         return tuple(SOLVERS)
@@ -121,9 +138,14 @@ class DiffusionSampler:
 
     def cost(self, height: int, width: int, plan: Plan) -> int:
         """Pixels that the network reads to restore a picture, over all windows, mirror images and evaluations."""
+        pixels = plan.states * self._window_pixels(height, width, plan)
+        if plan.wide:
+            pixels += self._window_pixels(*_halved(height, width), plan)
+        return pixels * len(_mirrors(plan))
+
+    def _window_pixels(self, height: int, width: int, plan: Plan) -> int:
         windows = self.tile_plan(height, width, plan.tile).windows
-        pixels = sum(window.height * window.width for window in windows)
-        return pixels * len(_mirrors(plan)) * plan.evaluations
+        return sum(window.height * window.width for window in windows)
 
     def plan(self, options: RestoreOptions) -> Plan:
         """The choices of ``options`` made explicit; what is not chosen is the preset's.
@@ -131,20 +153,12 @@ class DiffusionSampler:
         Raises:
             OptionError: The solver is unknown, or there are too many steps.
         """
-        solver = options.solver or self.config.solver
-        if solver not in self.solvers:
-            raise OptionError(f"Unknown solver {solver!r}; choose from {', '.join(self.solvers)}.")
-        if options.steps is not None and options.steps > self.most_steps:
-            raise OptionError(f"steps must be at most {self.most_steps}, not {options.steps}.")
-        default = SAMPLE_STEPS if options.realism else self.config.steps
-        steps = default if options.steps is None else options.steps
-        realism = float(steps > 1) if options.realism is None else options.realism
-        return Plan(
-            steps=steps,
-            solver=solver,
-            realism=realism,
-            tile=options.tile,
-            ensemble=options.ensemble,
+        return plan_of(
+            options,
+            solver=self.config.solver,
+            steps=self.config.steps,
+            solvers=self.solvers,
+            most_steps=self.most_steps,
         )
 
     def sample(
@@ -190,6 +204,10 @@ class DiffusionSampler:
         Realism follows Freirich et al. (2021, arXiv 2107.02555): between the posterior mean and a sample the best
         trade of error against naturalness is a straight line.
 
+        With ``plan.wide`` the mean is moved half the way to what the network makes of the picture at half its size,
+        where it sees twice as far: how much haze there is, or how much light is missing, is a matter of wide areas.
+        Finer detail than that size holds is not touched.
+
         Args:
             mu: The low-quality picture, 3×H×W float32, RGB, 0…1. It must not change before the end.
             conditions: What is known of it.
@@ -224,12 +242,28 @@ class DiffusionSampler:
             first = mu if noise_free else x_T
         sweep = self._predict(first, self._start(plan), work)
         yield sweep
+        if plan.wide:
+            yield from self._widen(sweep.x0, seed, plan, work)
         if plan.realism == 0:
             return sweep.x0.clamp_(0, 1)
         answers = [sweep.x0]
         del first, sweep  # a picture held for nothing costs as much memory as one that is needed
         restored = yield from self._follow(solving, answers, plan, work)
         return restored.clamp_(0, 1)
+
+    def _widen(self, x0: Tensor, seed: int, plan: Plan, work: Work) -> Generator[Sweep, None, None]:
+        """Move a mean, in place, towards that of the picture at half its size."""
+        mu = _at_half(work.mu)
+        tiles = self.tile_plan(mu.shape[1], mu.shape[2], plan.tile)
+        generator = torch.Generator().manual_seed(seed)
+        first = mu if self.config.prediction == "x0" else self._prior(mu, generator)
+        sweep = self._predict(first, self._start(plan), replace(work, mu=mu, tiles=tiles))
+        yield sweep
+        missing = sweep.x0.sub_(_at_half(x0)).mul_(WIDE_SHARE)
+        for plane, small in zip(
+            x0, missing, strict=True
+        ):  # one after the other: pictures may be big
+            plane += F.interpolate(small[None, None], plane.shape, mode="bilinear")[0, 0]
 
     def _make(
         self, sweeps: Sequence[Sweep], done: int, most: int
@@ -270,7 +304,7 @@ class DiffusionSampler:
         """
         mean, seen = (answers[0] if plan.realism < 1 else None), self._start(plan)
         clear = self._greatest(CLEAR)
-        for _ in range(1, work.evaluations):
+        for _ in range(1, plan.states):
             x, t = solving.send(answers.pop())
             sweep = self._predict(x, t, work)
             yield sweep
@@ -286,11 +320,15 @@ class DiffusionSampler:
 
     def _solve(self, mu: Tensor, seed: int, plan: Plan) -> Sampling:
         generator = torch.Generator().manual_seed(seed)
-        x_T = self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
+        x_T = self._prior(mu, generator)
         solver, start = solver_named(plan.solver), self._start(plan)
         return solver(
-            x_T, mu, self.schedule, plan.evaluations, generator, start=start, last=self.config.last
+            x_T, mu, self.schedule, plan.states, generator, start=start, last=self.config.last
         )
+
+    def _prior(self, mu: Tensor, generator: torch.Generator) -> Tensor:
+        """A state x_T of a picture."""
+        return self.schedule.prior(mu, torch.randn(mu.shape, generator=generator))
 
     def _start(self, plan: Plan) -> int:
         """The time index of the first evaluation: T, but for the only one of a network that predicts noise.
@@ -299,7 +337,7 @@ class DiffusionSampler:
         as a later one, the network finds no residual where there must be some, takes the tones of μ for right, and
         leaves haze in place. What its error adds in the first steps is made good in the others.
         """
-        return self.schedule.T if plan.evaluations > 1 else self._greatest(FAINTEST)
+        return self.schedule.T if plan.states > 1 else self._greatest(FAINTEST)
 
     def _greatest(self, share: float) -> int:
         """The greatest time index at which so much of x₀ is left as the network needs; T if it predicts no noise."""
@@ -316,6 +354,42 @@ class DiffusionSampler:
         return self.unet.prepare(f_T, f_I, f_D, 1)
 
 
+def plan_of(
+    options: RestoreOptions,
+    *,
+    solver: str,
+    steps: int,
+    solvers: Sequence[str],
+    most_steps: int,
+) -> Plan:
+    """The choices of ``options`` made explicit.
+
+    Args:
+        options: The choices; what is not chosen follows from the rest.
+        solver: Where none is chosen.
+        steps: Where neither steps nor realism are chosen.
+        solvers: Names that may be chosen.
+        most_steps: The greatest number of steps.
+
+    Raises:
+        OptionError: The solver is unknown, or there are too many steps.
+    """
+    if options.solver is not None and options.solver not in solvers:
+        raise OptionError(f"Unknown solver {options.solver!r}; choose from {', '.join(solvers)}.")
+    if options.steps is not None and options.steps > most_steps:
+        raise OptionError(f"steps must be at most {most_steps}, not {options.steps}.")
+    default = SAMPLE_STEPS if options.realism else steps
+    made = default if options.steps is None else options.steps
+    realism = float(made > 1) if options.realism is None else options.realism
+    return Plan(
+        steps=made,
+        solver=options.solver or solver,
+        realism=realism,
+        tile=options.tile,
+        ensemble=options.ensemble,
+    )
+
+
 def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
     """Run :meth:`DiffusionSampler.sample` to its end and return the pictures."""
     while True:
@@ -323,6 +397,16 @@ def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
             next(run)
         except StopIteration as end:
             return cast("list[Pixels]", end.value)
+
+
+def _halved(height: int, width: int) -> tuple[int, int]:
+    return max(1, height // 2), max(1, width // 2)
+
+
+def _at_half(picture: Tensor) -> Tensor:
+    """A picture (3×H×W) at half its size, each pixel the mean of those that it stands for."""
+    height, width = picture.shape[1:]
+    return F.interpolate(picture[None], _halved(height, width), mode="area")[0]
 
 
 def _mirrors(plan: Plan) -> tuple[tuple[int, ...], ...]:

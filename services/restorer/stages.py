@@ -306,6 +306,8 @@ class SamplerTraits:
     """The greatest number of steps."""
     reads_captions: bool
     """Whether a caption has an effect."""
+    wide_labels: tuple[str, ...]
+    """Labels of damage that spans wide areas."""
     tile: int
     """Side of a tile in pixels where none is asked for."""
     overlap: int
@@ -333,6 +335,7 @@ class SamplerTraits:
             steps=info.default_steps,
             most_steps=info.most_steps,
             reads_captions=info.reads_captions,
+            wide_labels=tuple(info.wide_labels),
             tile=info.tile,
             overlap=info.overlap,
             align=info.align,
@@ -375,6 +378,7 @@ class RemoteSampler:
         self._parcels = parcels if traits.takes_uris else Parcels()
         self.solvers = traits.solvers
         self.reads_captions, self.most_steps = traits.reads_captions, traits.most_steps
+        self.wide_labels = traits.wide_labels
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
         """How a picture is cut."""
@@ -458,6 +462,7 @@ class RemoteSampler:
                 tile=plan.tile,
                 ensemble=plan.ensemble,
             ),
+            wide=plan.wide,
             previews=self._previews,
             release=self._release,
         )

@@ -16,6 +16,7 @@ def traits(sampler: DiffusionSampler) -> sampler_pb2.SamplerServiceInfoResponse:
         default_steps=sampler.config.steps,
         most_steps=sampler.most_steps,
         reads_captions=sampler.reads_captions,
+        wide_labels=sampler.wide_labels,
         tile=sampler.config.tile,
         overlap=sampler.config.overlap,
         align=sampler.unet.multiple,

@@ -84,6 +84,16 @@ def test_the_suffix_says_the_format(restorer: Restorer, photo: np.ndarray, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.JPG", "b.tif", "c.png"]
 
 
+def test_damage_of_wide_areas_is_judged_at_half_the_size_too(
+    restorer: Restorer, photo: np.ndarray
+) -> None:
+    evaluations = {
+        label: restorer.restore(photo, RestoreOptions(degradation=label)).report.steps
+        for label in ("hazy", "noisy")
+    }
+    assert evaluations == {"hazy": 2, "noisy": 1}
+
+
 def test_steps_without_effect_are_said_to_be(restorer: Restorer, photo: np.ndarray) -> None:
     mean, between = (
         restorer.restore(photo, RestoreOptions(steps=4, realism=r, degradation="noisy")).report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,40 @@ def test_an_ensemble_turns_a_mirrored_picture_into_the_mirrored_result(
     assert off(ensemble=True) < 1e-5 < off(ensemble=False)
 
 
+@pytest.mark.parametrize("realism", [0.0, 1.0])
+def test_wide_damage_is_judged_at_half_the_size_too(
+    sampler: DiffusionSampler, realism: float
+) -> None:
+    lq = pictures(1, 41, 56)
+    wide = plan(realism=realism, steps=1, wide=True)
+    fine, coarse = seen(sampler, lq, wide)
+    assert np.array_equal(fine, seen(sampler, lq, plan(realism=0))[0])
+    assert np.abs(coarse - seen(sampler, [half(lq[0])], plan(realism=0))[0]).max() < 1e-6
+    difference = cv2.resize(coarse - half(fine), (56, 41), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(difference).max() > 0.01
+    restored = run(sampler, lq, [NOTHING], [1], wide)[0]
+    assert np.abs(restored - np.clip(fine + difference / 2, 0, 1)).max() < 1e-4
+
+
+def seen(sampler: DiffusionSampler, lq: list[np.ndarray], chosen: Plan) -> list[np.ndarray]:
+    """What each evaluation of one picture finds, H×W×3, not clipped."""
+    steps = sampler.sample(lq, [NOTHING], [1], chosen)
+    found = [step.x0[0].permute(1, 2, 0).numpy().copy() for step in steps if step.x0 is not None]
+    assert len(found) == chosen.evaluations
+    return found
+
+
+def half(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    whole = torch.from_numpy(picture).permute(2, 0, 1)
+    return torch.nn.functional.adaptive_avg_pool2d(whole, (height, width)).permute(1, 2, 0).numpy()
+
+
+def test_a_wide_look_is_a_quarter_of_the_work(sampler: DiffusionSampler) -> None:
+    costs = [sampler.cost(256, 320, plan(realism=0, wide=wide)) for wide in (False, True)]
+    assert costs[1] == 1.25 * costs[0]
+
+
 def test_the_mean_needs_no_seed(sampler: DiffusionSampler) -> None:
     lq = pictures(1)
     first, other = (run(sampler, lq, [NOTHING], [seed], plan(realism=0))[0] for seed in (1, 2))
@@ -197,7 +232,8 @@ def test_an_ensemble_is_chosen_by_the_plan(sampler: DiffusionSampler) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 2)])
 def test_odd_sizes(sampler: DiffusionSampler, size: tuple[int, int]) -> None:
-    restored = run(sampler, pictures(1, *size), [NOTHING], [0], plan(steps=2, tile=None))[0]
+    chosen = plan(steps=2, tile=None, wide=True)
+    restored = run(sampler, pictures(1, *size), [NOTHING], [0], chosen)[0]
     assert restored.shape == (*size, 3)
 
 

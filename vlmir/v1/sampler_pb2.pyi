@@ -144,6 +144,7 @@ class SampleRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIME_BUDGET_MS_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    WIDE_FIELD_NUMBER: _builtins.int
     previews: _builtins.bool
     """True to receive a preview after each whole step."""
     request_id: _builtins.str
@@ -152,6 +153,8 @@ class SampleRequest(_message.Message):
     """Milliseconds left of the caller's time budget; the sooner of this and the deadline holds."""
     release: _builtins.str
     """Release the answer must come from; empty accepts the one being served."""
+    wide: _builtins.bool
+    """True to seek the mean at half the size, too: for damage that Info names in `wide_labels`."""
     @_builtins.property
     def pixels(self) -> _image_pb2.Tensor:
         """Low-quality pixels, 3 x H x W, RGB, display-encoded, 0 to 1."""
@@ -174,10 +177,11 @@ class SampleRequest(_message.Message):
         request_id: _builtins.str = ...,
         time_budget_ms: _builtins.int | None = ...,
         release: _builtins.str = ...,
+        wide: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "conditions", b"conditions", "options", b"options", "pixels", b"pixels", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "conditions", b"conditions", "options", b"options", "pixels", b"pixels", "previews", b"previews", "release", b"release", "request_id", b"request_id", "time_budget_ms", b"time_budget_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms", "conditions", b"conditions", "options", b"options", "pixels", b"pixels", "previews", b"previews", "release", b"release", "request_id", b"request_id", "time_budget_ms", b"time_budget_ms", "wide", b"wide"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_budget_ms: _TypeAlias = _typing.Literal["time_budget_ms"]  # noqa: Y015
     _WhichOneofArgType__time_budget_ms: _TypeAlias = _typing.Literal["_time_budget_ms", b"_time_budget_ms"]  # noqa: Y015
@@ -330,6 +334,7 @@ class SamplerServiceInfoResponse(_message.Message):
     ALIGN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     TAKES_URIS_FIELD_NUMBER: _builtins.int
+    WIDE_LABELS_FIELD_NUMBER: _builtins.int
     embedder_release: _builtins.str
     """Release of the embedder whose embeddings this sampler was trained on."""
     captioner_release: _builtins.str
@@ -362,6 +367,10 @@ class SamplerServiceInfoResponse(_message.Message):
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Degradation labels that the sampler was trained on, in the order of the weights."""
 
+    @_builtins.property
+    def wide_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels of damage that spans wide areas, for which `wide` helps."""
+
     def __init__(
         self,
         *,
@@ -378,10 +387,11 @@ class SamplerServiceInfoResponse(_message.Message):
         align: _builtins.int = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         takes_uris: _builtins.bool = ...,
+        wide_labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "takes_uris", b"takes_uris", "tile", b"tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "takes_uris", b"takes_uris", "tile", b"tile", "wide_labels", b"wide_labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,12 +140,15 @@ def choice_of(servers: Servers) -> Choice:
 # What the services say is what the library computes
 
 
-@pytest.mark.parametrize("size", [(40, 56), (20, 300), (200, 180)])
+@pytest.mark.parametrize(
+    ("size", "degradation"),
+    [((40, 56), "noisy"), ((20, 300), "noisy"), ((200, 180), "noisy"), ((40, 56), "hazy")],
+)
 def test_the_pipeline_over_services_restores_as_the_library(
-    servers: Servers, library: Restorer, size: tuple[int, int]
+    servers: Servers, library: Restorer, size: tuple[int, int], degradation: str
 ) -> None:
     levels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    options = RestoreOptions(steps=2, realism=1, seed=5, degradation="noisy")
+    options = RestoreOptions(steps=2, realism=1, seed=5, degradation=degradation)
     with cluster(servers) as made:
         restorer = made.restorer(made.choose(), Run(None))
         restored = restorer.restore(levels, options)
@@ -185,6 +188,7 @@ def test_tiles_are_cut_as_by_the_library(name: str) -> None:
     sampler, told = without_weights(preset), traits_of(preset)
     assert told.most_steps == sampler.most_steps
     assert told.reads_captions == sampler.reads_captions
+    assert told.wide_labels == sampler.wide_labels
     assert told.solvers == sampler.solvers
     nothing_chosen = sampler.plan(RestoreOptions())
     assert (told.solver, told.steps) == (nothing_chosen.solver, nothing_chosen.steps)
