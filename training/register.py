@@ -26,6 +26,7 @@ from training.release.signatures import write_mlmodel
 from training.table import identity
 from vlmir.bundle import PARTS, Bundle, load_bundle
 from vlmir.errors import BundleError, VlmirError
+from vlmir.registry import ONNX, ONNX_DIGEST, digest_of_onnx
 
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow import MlflowClient
@@ -153,9 +154,11 @@ class _Registrar:
             self._put_files(Path(place), part)
             write_mlmodel(Path(place), part, self.bundle, model)
             self.client.log_model_artifacts(model.model_id, place)
+            graphs = Path(place) / ONNX
+            more = {ONNX_DIGEST: digest_of_onnx(graphs)} if graphs.is_dir() else {}
         self.client.finalize_logged_model(model.model_id, "READY")
         self._link(part, model.model_id)
-        about = tags | self.lineage.tags | {"release": self.bundle.release}
+        about = tags | more | self.lineage.tags | {"release": self.bundle.release}
         version = mlflow.register_model(f"models:/{model.model_id}", MODELS[part], tags=about)
         if MODEL_CARD in self.papers:
             card = self.papers[MODEL_CARD].decode("utf-8")
@@ -168,9 +171,9 @@ class _Registrar:
         for name in PARTS[part]:
             shutil.copyfile(self.bundle.file(part, name), folder / part / name)
         if part == "embedder":
-            (folder / "onnx").mkdir()
+            (folder / ONNX).mkdir()
             for graph in export_onnx(self.bundle):
-                (folder / "onnx" / f"{graph.name}.onnx").write_bytes(graph.data)
+                (folder / ONNX / f"{graph.name}.onnx").write_bytes(graph.data)
         if part == "sampler":
             for name, content in self.papers.items():
                 (folder / name).write_bytes(content)

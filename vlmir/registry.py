@@ -6,7 +6,9 @@ sampler alone says what is served**.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from vlmir.bundle import PARTS
 
@@ -16,10 +18,12 @@ __all__ = [
     "DIGEST",
     "MODELS",
     "ONNX",
+    "ONNX_DIGEST",
     "PREVIOUS",
     "RELEASE",
     "SAMPLER",
     "VERSIONS",
+    "digest_of_onnx",
 ]
 
 MODELS: Mapping[str, str] = {part: f"vlmir-{part}" for part in PARTS}
@@ -39,3 +43,16 @@ VERSIONS: Mapping[str, str] = {part: f"{part}_version" for part in PARTS if part
 
 ONNX = "onnx"
 """Folder of a version of the embedder that holds its graphs, ``clip_image.onnx`` and ``clip_text.onnx``."""
+
+ONNX_DIGEST = "onnx_digest"
+"""Tag of a version of the embedder: :func:`digest_of_onnx` of that folder. The oldest versions lack it."""
+
+
+def digest_of_onnx(folder: Path) -> str:
+    """sha256 over names and contents of the ONNX files in a folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.onnx")):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(hashlib.sha256(path.name.encode()).digest() + content)
+    return digest.hexdigest()

@@ -18,7 +18,16 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from services.common.releases import parts_needed
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.errors import BundleError, OptionError, UnavailableError
-from vlmir.registry import DIGEST, MODELS, ONNX, RELEASE, SAMPLER, VERSIONS
+from vlmir.registry import (
+    DIGEST,
+    MODELS,
+    ONNX,
+    ONNX_DIGEST,
+    RELEASE,
+    SAMPLER,
+    VERSIONS,
+    digest_of_onnx,
+)
 
 if TYPE_CHECKING:  # it takes a second to import
     from mlflow.entities.model_registry import ModelVersion
@@ -66,7 +75,7 @@ class Registry(Protocol):
 
         Raises:
             UnavailableError: They cannot be had at present.
-            BundleError: bundle.json is damaged.
+            BundleError: bundle.json is damaged, or the ONNX files are not those that were registered.
         """
 
 
@@ -122,6 +131,34 @@ class MlflowRegistry:
                 self._download(needed, version, needed, folder)
         if part == "embedder":
             self._download(part, version, ONNX, folder)
+            registered = self._tags(part, version).get(ONNX_DIGEST)
+            if registered not in (None, digest_of_onnx(folder / ONNX)):
+                raise BundleError(
+                    f"The ONNX files of {MODELS[part]} version {version.parts[part]} are not those that were "
+                    "registered (digest mismatch)."
+                )
+
+    def digest(self, part: str, version: Version) -> str:
+        """sha256 of a part of a version, by the tag of the part's own version.
+
+        Raises:
+            UnavailableError: The registry cannot be reached, or does not say.
+        """
+        found = self._tags(part, version).get(DIGEST, "") if part in version.parts else ""
+        if not found:
+            raise UnavailableError(
+                f"{SAMPLER} version {version.number} names no {part} with a digest; register the bundle anew."
+            )
+        return found
+
+    def _tags(self, part: str, version: Version) -> Mapping[str, str]:
+        """The tags of a part's own version."""
+        from mlflow import MlflowClient
+
+        with self._reached():
+            client = MlflowClient(self._address, self._address)
+            found = client.get_model_version(MODELS[part], version.parts[part])
+        return dict(found.tags)
 
     def _download(self, part: str, version: Version, path: str, folder: Path) -> None:
         """Put a file or folder of a part's version into ``folder``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -110,12 +111,13 @@ class Triton:
                 fault = _Unreachable(f"Triton at {self.address} does not answer.")
             raise fault from error
         notes = {key: note.string_value for key, note in answer.config.parameters.items()}
-        if notes.get("embedder") != digest:
+        versions = _versions(notes)
+        if digest not in versions:
             raise UnavailableError(
-                f"Triton's {model} at {self.address} was made from another embedder; "
-                "write this one's into its model repository with `python -m training.onnx_export`, and load it."
+                f"Triton's {model} at {self.address} was made from another embedder; services.launcher.models brings "
+                "this one there if it runs, else `python -m training.onnx_export` and loading it."
             )
-        return str(notes["version"])
+        return versions[digest]
 
     def reload(self, model: str) -> None:
         """Begin to load a model anew, unless that was done just now: Triton does not when a model's process dies.
@@ -159,6 +161,12 @@ class Triton:
         return kind(
             f"Triton at {self.address} cannot run {model} at present; its log tells why: {error.message()}"
         )
+
+
+def _versions(notes: Mapping[str, str]) -> dict[str, str]:
+    """Digest → version of a model's versions: that of which its configuration is, and others that it notes."""
+    others: dict[str, str] = json.loads(notes.get("others", "{}"))
+    return others | {notes.get("embedder", ""): notes.get("version", "")}
 
 
 def _input(name: str, batch: Array | Ids) -> Any:

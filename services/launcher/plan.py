@@ -14,13 +14,16 @@ from services.launcher.processes import MARK
 from services.launcher.settings import LauncherSettings
 from vlmir.registry import CHAMPION, SAMPLER
 
-__all__ = ["FOLLOW", "MODELS", "SERVICES", "Plan", "make_plan"]
+__all__ = ["FOLLOW", "MODELS", "MODELS_READY", "SERVICES", "Plan", "make_plan"]
 
 FOLLOW = f"models:/{SAMPLER}@{CHAMPION}"
 """What the services follow."""
 
 MODELS = "triton"
-"""Link in the cluster's folder to the model repository of the champion's embedder; Triton is begun when it is there."""
+"""Triton's model repository in the cluster's folder."""
+
+MODELS_READY = "triton-ready"
+"""File in the cluster's folder: the repository has the champion's embedder, and Triton may begin."""
 
 SERVICES = ("captioner", "embedder", "sampler")
 
@@ -67,7 +70,7 @@ def make_plan(folder: Path, settings: LauncherSettings, ports: dict[str, int]) -
         "VLMIR_CACHE": str(folder / "cache"),
         **{f"VLMIR_{name.upper()}": f"127.0.0.1:{ports[name]}" for name in SERVICES},
         **store,
-        **({"VLMIR_TRITON": f"127.0.0.1:{ports['triton']}"} if has_triton else {}),
+        **(_models(folder, settings, ports) if has_triton else {}),
         "RAY_TMPDIR": ray,
         # Ray's ports are open to the network, and whoever gets in there can run anything.
         "RAY_AUTH_MODE": "token",
@@ -75,7 +78,7 @@ def make_plan(folder: Path, settings: LauncherSettings, ports: dict[str, int]) -
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
     }
-    chosen = {"minio": has_minio, "triton": has_triton}
+    chosen = {"minio": has_minio, "triton": has_triton, "models": has_triton}
     parts = (
         "mlflow",
         *(part for part, wanted in chosen.items() if wanted),
@@ -107,6 +110,15 @@ def _store(folder: Path, ports: dict[str, int]) -> tuple[dict[str, str], bool]:
         "VLMIR_STORE_ACCESS_KEY": "vlmir",
         "VLMIR_STORE_SECRET_KEY_FILE": str(_secret(folder / "minio-secret")),
     }, True
+
+
+def _models(folder: Path, settings: LauncherSettings, ports: dict[str, int]) -> dict[str, str]:
+    """Variables of those who use Triton, and of who brings it models."""
+    return {
+        "VLMIR_TRITON": f"127.0.0.1:{ports['triton']}",
+        "VLMIR_MODELS": str(folder / MODELS),
+        "VLMIR_MODELS_BACKEND": settings.triton_backend,
+    }
 
 
 def _secret(file: Path) -> Path:

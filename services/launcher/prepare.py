@@ -1,7 +1,8 @@
 """Prepare what a cluster that others start needs before it serves: ``python -m services.launcher.prepare``.
 
 It gives a registry that has no champion its first one, and puts the champion's embedder into the bucket that is
-Triton's model repository. What is there already stays, so it can be run at any time, such as after a promotion.
+Triton's model repository, so that Triton can start. From then on :mod:`services.launcher.models` follows promotions.
+What is there already stays, so it can be run at any time.
 """
 
 from __future__ import annotations
@@ -11,27 +12,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.main import read_settings
 from services.common.registry import MlflowRegistry
-from services.common.store import Store, StoreSettings, make_store
-from services.launcher.plan import FOLLOW, MODELS
+from services.launcher.plan import FOLLOW
+from services.launcher.repository import Backend, open_repository
 from services.launcher.seed import Seed
-from vlmir.errors import InputError, OptionError, UnavailableError, VlmirError
+from vlmir.errors import UnavailableError, VlmirError
 
 __all__ = ["PrepareSettings", "main", "prepare"]
 
 T = TypeVar("T")
-
-MARK = "champion.txt"
-"""File in a model repository, beside the models' folders: key of the version whose embedder it is."""
-
-MOST_MARK_BYTES = 1000
 
 _EVERY_S = 2.0
 
@@ -53,9 +50,10 @@ class PrepareSettings(BaseSettings):
     )
     models: str = Field(
         "",
-        description="Bucket of Triton's model repository, in the store of VLMIR_STORE_URL; without it: none.",
+        description="Triton's model repository: a bucket in the store of VLMIR_STORE_URL, or the path of a folder, "
+        "with a slash in it; without it: none.",
     )
-    backend: Literal["onnxruntime", "python"] = Field(
+    backend: Backend = Field(
         "onnxruntime",
         description="What runs the models in Triton; python is for a Triton without ONNX Runtime.",
     )
@@ -75,7 +73,7 @@ def prepare(settings: PrepareSettings) -> str:
         UnavailableError: One of them does not answer, or the bundle cannot be registered.
     """
     registry = MlflowRegistry(FOLLOW)
-    store = _store(settings.models) if settings.models else None
+    repository = open_repository(settings.models, settings.backend) if settings.models else None
     _patiently(registry.champion, settings.wait_s)
     with tempfile.TemporaryDirectory(prefix="vlmir-") as place:
         folder = Path(place)
@@ -83,20 +81,12 @@ def prepare(settings: PrepareSettings) -> str:
         seed = Seed(folder=folder, environment=dict(os.environ))
         champion = seed.champion(settings.bundle)
         said = f"the champion is {champion.name}, version {champion.number}"
-        if store is not None:
-            if _champion_in(store) != champion.key:
-                seed.write_models(champion, settings.backend)
-                _upload(folder / MODELS, store, champion.key)
-            said += f"; its embedder is in s3://{store.bucket}"
+        if repository is not None:
+            repository.publish(
+                seed.embedder(champion), partial(seed.export, champion, settings.backend)
+            )
+            said += f"; its embedder is in {repository.place}"
     return said
-
-
-def _store(bucket: str) -> Store:
-    settings = StoreSettings.from_environment().model_copy(update={"bucket": bucket})
-    store = make_store(settings)
-    if store is None:
-        raise OptionError("A model repository needs a store; name it by VLMIR_STORE_URL.")
-    return store
 
 
 def _patiently(ask: Callable[[], T], wait_s: float) -> T:
@@ -108,25 +98,6 @@ def _patiently(ask: Callable[[], T], wait_s: float) -> T:
             if time.monotonic() > end:
                 raise
             time.sleep(_EVERY_S)
-
-
-def _champion_in(store: Store) -> str:
-    """Key of the version whose embedder is in the model repository; empty: of none."""
-    try:
-        return store.get(f"s3://{store.bucket}/{MARK}", MOST_MARK_BYTES).decode()
-    except InputError:
-        return ""
-
-
-def _upload(folder: Path, store: Store, key: str) -> None:
-    """Copy a repository's files into a bucket: first what the configurations name, then these, then whose they are.
-
-    A version that is there is replaced by its like. Graphs that lie beside the models' folders stay here.
-    """
-    files = (path for path in folder.glob("*/**/*") if path.is_file())
-    for file in sorted(files, key=lambda path: (path.name == "config.pbtxt", path)):
-        store.put_named(file.relative_to(folder).as_posix(), file.read_bytes())
-    store.put_named(MARK, key.encode(), "text/plain")
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.registry import MlflowRegistry, Version
-from services.launcher.plan import FOLLOW, MODELS
+from services.launcher.plan import FOLLOW
+from services.launcher.repository import Backend, Embedder
 from services.launcher.settings import ROOT
 from services.launcher.waiting import tail
 from vlmir.errors import UnavailableError
-from vlmir.registry import CHAMPION
 
 __all__ = ["Seed"]
 
@@ -25,7 +24,7 @@ class Seed:
     """Prepares a cluster whose registry answers; it runs commands of training, which it may not import."""
 
     folder: Path
-    """The cluster's."""
+    """The cluster's, or any other with a folder ``logs`` in it."""
     environment: Mapping[str, str]
     """Of its processes."""
 
@@ -45,34 +44,31 @@ class Seed:
             raise UnavailableError(f"the registry has no champion; see {self._log}")
         return champion
 
-    def write_models(self, champion: Version, backend: str) -> None:
-        """Put the champion's embedder where Triton waits for it.
+    def embedder(self, champion: Version) -> Embedder:
+        """The embedder of a version.
+
+        Raises:
+            UnavailableError: The registry does not answer, or does not say.
+        """
+        digest = MlflowRegistry(FOLLOW, self._address).digest("embedder", champion)
+        return Embedder(champion.parts["embedder"], digest)
+
+    def export(self, champion: Version, backend: Backend, out: Path) -> None:
+        """Write a model repository with a version's embedder.
 
         Args:
             champion: The version of the sampler, which names the embedder's.
             backend: Triton's, that runs it.
+            out: An empty folder.
 
         Raises:
             UnavailableError: It cannot be exported.
         """
-        version = champion.parts["embedder"]
-        repository = self.folder / "models" / f"{version}-{backend}"
-        if not repository.exists():
-            with tempfile.TemporaryDirectory(dir=self.folder) as place:
-                bundle, whole = f"{place}/bundle", f"{place}/models"
-                self._run("training.fetch", CHAMPION, bundle)
-                self._run(
-                    "training.onnx_export",
-                    bundle,
-                    whole,
-                    "--version",
-                    version,
-                    "--backend",
-                    backend,
-                )
-                repository.parent.mkdir(exist_ok=True)
-                shutil.move(whole, repository)
-        (self.folder / MODELS).symlink_to(repository)
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            bundle = f"{place}/bundle"
+            self._run("training.fetch", champion.number, bundle)
+            version = ("--version", champion.parts["embedder"])
+            self._run("training.onnx_export", bundle, str(out), *version, "--backend", backend)
 
     @property
     def _address(self) -> str:

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
-from services.launcher.plan import MODELS, Plan, make_plan
+from services.launcher.plan import MODELS, MODELS_READY, Plan, make_plan
 from services.launcher.ports import choose_ports
+from services.launcher.repository import open_repository
 from services.launcher.seed import Seed
 from services.launcher.settings import ROOT, LauncherSettings
 from services.launcher.state import State, mark_up, write_state
@@ -38,7 +40,9 @@ def launch(folder: Path, settings: LauncherSettings) -> tuple[State, subprocess.
         BundleError: The bundle is missing.
     """
     halt(folder)  # what a killed start may have left
-    (folder / MODELS).unlink(missing_ok=True)  # Triton waits for it
+    (folder / MODELS_READY).unlink(missing_ok=True)
+    if (folder / MODELS).is_symlink():  # as earlier versions left it
+        (folder / MODELS).unlink()
     ports = choose_ports(settings)
     plan = make_plan(folder, settings, ports)
     state = State(
@@ -118,4 +122,7 @@ def _seed(folder: Path, settings: LauncherSettings, plan: Plan) -> None:
     champion = seed.champion(settings.bundle)
     print(f"  {'champion':<10} {champion.name}, version {champion.number}", flush=True)
     if "triton" in plan.parts:
-        seed.write_models(champion, settings.triton_backend)
+        backend = settings.triton_backend
+        repository = open_repository(str(folder / MODELS), backend)
+        repository.publish(seed.embedder(champion), partial(seed.export, champion, backend))
+        (folder / MODELS_READY).touch()

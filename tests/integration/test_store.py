@@ -155,6 +155,29 @@ def test_what_is_deleted_is_gone(store: Store) -> None:
         store.get(uri, 99)
 
 
+def test_the_keys_of_a_folder_are_told(store: Store) -> None:
+    keys = [f"models/one/{name}" for name in ("1/model.onnx", "10/model.onnx", "config.pbtxt")]
+    assert store.keys("models/one") == []
+    for key in (*keys, "models/oneself/config.pbtxt", "elsewhere"):
+        store.put_named(key, b"x")
+    assert store.keys("models/one") == keys
+    assert store.keys("models/one/10") == keys[1:2]
+    with pytest.raises(InputError, match="no address"):
+        store.keys("models/..")
+
+
+def test_a_folder_keeps_no_folder_in_which_nothing_lies(tmp_path: Path) -> None:
+    store = opened({"url": str(tmp_path)})
+    for key in ("models/one/1/model.onnx", "models/one/config.pbtxt"):
+        store.put_named(key, b"x")
+    store.delete("s3://vlmir/models/one/1/model.onnx")
+    assert [path.name for path in (tmp_path / "vlmir" / "models" / "one").iterdir()] == [
+        "config.pbtxt"
+    ]
+    store.delete("s3://vlmir/models/one/config.pbtxt")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "vlmir"]
+
+
 def test_a_readable_bucket_is_read_and_never_written(store: Store, put: Put) -> None:
     put("album", "2024/a photo+ü.png", b"picture")
     assert store.get("s3://album/2024/a photo+ü.png", 7) == b"picture"

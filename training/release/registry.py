@@ -10,7 +10,8 @@ or a hand in MLflow's UI. The commands let the other parts' aliases follow, so t
     vlmir-embedder    embedder/…            and onnx/clip_image.onnx, onnx/clip_text.onnx for Triton
     vlmir-sampler     sampler/…             and bundle.json; evaluation.json and MODEL_CARD.md where there are any
 
-    tags              part, digest, release; of the sampler also captioner_version and embedder_version
+    tags              part, digest, release; of the embedder also onnx_digest, of the sampler captioner_version and
+                      embedder_version
 """
 
 from __future__ import annotations

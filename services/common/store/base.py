@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -256,6 +256,15 @@ class Store(ABC):
             raise _foreign(location)
         self._delete(location)
 
+    def keys(self, folder: str) -> list[str]:
+        """Keys of all objects whose key begins with ``folder`` and a slash, in the bucket that is written; sorted.
+
+        Raises:
+            InputError: The folder could lead out of the bucket.
+            UnavailableError: The store cannot be reached, or refuses.
+        """
+        return sorted(self._keys(parse_uri(str(Location(self.bucket, folder)))))
+
     def _readable_location(self, uri: str) -> Location:
         location = parse_uri(uri)
         if location.bucket not in self._readable:
@@ -279,6 +288,9 @@ class Store(ABC):
 
     @abstractmethod
     def _delete(self, location: Location) -> None: ...
+
+    @abstractmethod
+    def _keys(self, folder: Location) -> Iterable[str]: ...
 
 
 def missing(location: Location) -> InputError:

@@ -7,8 +7,8 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from mimetypes import guess_type
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,7 @@ __all__ = ["FolderStore"]
 _CHUNK = 1 << 20
 _DAY_S = 86400.0
 _SWEEP_S = 3600.0
+_TRIES = 3
 # What the operating system says of a file that is not there or not for us.
 _MISSING = {
     errno.ENOENT,
@@ -74,9 +75,8 @@ class FolderStore(Store):
         path = self._path(location)
         part = path.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with part.open("xb") as file:
+                with _created(part) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())  # what is acknowledged outlives a power cut
@@ -121,6 +121,27 @@ class FolderStore(Store):
         except OSError as error:
             if error.errno not in _MISSING:
                 raise _trouble("removed", path, error) from error
+        else:
+            self._remove_empty(path.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove folders in which nothing lies any more: an S3 server has none either."""
+        while folder != self._root / self.bucket:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+    def _keys(self, folder: Location) -> Iterable[str]:
+        bucket, path = self._root / self.bucket, self._path(folder)
+        try:
+            self._inside(path)
+        except OSError:
+            return []
+        # Hidden ones are just being written.
+        found = (one for one in path.rglob("*") if not one.name.startswith(".") and one.is_file())
+        return [one.relative_to(bucket).as_posix() for one in found]
 
     def _path(self, location: Location) -> Path:
         return self._root / location.bucket / location.key
@@ -159,6 +180,15 @@ class FolderStore(Store):
                         path.unlink()
                 except FileNotFoundError:
                     continue
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file; its folder is made, again if it was empty and has just been removed by another."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    return path.open("xb")
 
 
 def _content_type(location: Location) -> str:

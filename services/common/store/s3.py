@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -205,6 +205,11 @@ class S3Store(Store):
     def _delete(self, location: Location) -> None:
         with self._translated():
             self._client.remove_object(location.bucket, location.key)
+
+    def _keys(self, folder: Location) -> Iterable[str]:
+        with self._translated():
+            found = self._client.list_objects(folder.bucket, f"{folder.key}/", recursive=True)
+            return [one.object_name for one in found if one.object_name is not None]
 
     @contextmanager
     def _translated(self, location: Location | None = None) -> Iterator[None]:
