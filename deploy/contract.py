@@ -29,6 +29,7 @@ PORTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
         "mlflow": {"http": 5000},
         "minio": {"s3": 9000, "console": 9001},
         "triton": {"http": 8000, "grpc": 8001, "metrics": 8002},
+        "models": {},  # it only calls
         "postgres": {"postgres": 5432},
         "prometheus": {"http": 9090},
         "grafana": {"http": 3000},
@@ -45,6 +46,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         # A Ray of its own, for compose; on Kubernetes KubeRay starts Ray and hands it the Serve config.
         "restorer": ("python", "-m", "services.launcher.serve", "deploy/serve.yaml"),
         "seed": ("python", "-m", "services.launcher.prepare"),
+        "models": ("python", "-m", "services.launcher.models"),
         "probe": ("python", "-m", "services.common.probe"),
         "training": ("python", "-m", "training.stage2"),
         "mlflow": (
@@ -53,7 +55,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "triton": (
             *("tritonserver", "--model-repository=s3://http://minio:9000/models"),
-            # The embedder asks for a model to be loaded anew, which Triton grants in this mode alone.
+            # `models` and the embedder ask for models to be loaded, which Triton grants in this mode alone.
             *("--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config"),
         ),
         "minio": ("server", "/data", "--console-address", ":9001"),
@@ -79,6 +81,9 @@ ADDRESSES: Mapping[tuple[str, str], str] = MappingProxyType(
         ("triton", "minio"): "",
         ("seed", "mlflow"): "MLFLOW_TRACKING_URI",
         ("seed", "minio"): "VLMIR_STORE_URL",
+        ("models", "mlflow"): "MLFLOW_TRACKING_URI",
+        ("models", "minio"): "VLMIR_STORE_URL",
+        ("models", "triton"): "VLMIR_TRITON",
         ("training", "mlflow"): "MLFLOW_TRACKING_URI",
         ("buckets", "minio"): "STORE",
         **{
@@ -150,7 +155,8 @@ _OTHERS: Mapping[str, set[str]] = {
     "gateway": _PROCESS | _OPENTELEMETRY,
     "restorer": _PROCESS | _OPENTELEMETRY | _RAY,
     "seed": _PROCESS | _MLFLOW_CLIENT,
-    "training": _PROCESS | _MLFLOW_CLIENT | _GPU | _RAY,
+    "models": _PROCESS | _MLFLOW_CLIENT,
+    "training": _PROCESS | _MLFLOW_CLIENT | _GPU | _RAY | {"HF_HOME", "HF_HUB_OFFLINE"},
     "mlflow": {
         *_PROCESS,
         *_AWS,
@@ -213,6 +219,7 @@ def _settings(service: str) -> tuple[type[BaseSettings], ...]:
     from services.common.store import StoreSettings
     from services.embedder.settings import EmbedderSettings
     from services.gateway.server import GatewaySettings
+    from services.launcher.models import ModelsSettings
     from services.launcher.prepare import PrepareSettings
     from services.restorer.settings import ClusterSettings
     from services.sampler.settings import SamplerSettings
@@ -224,5 +231,6 @@ def _settings(service: str) -> tuple[type[BaseSettings], ...]:
         "gateway": (GatewaySettings,),
         "restorer": (ClusterSettings, StoreSettings),
         "seed": (PrepareSettings, StoreSettings),
+        "models": (ModelsSettings, StoreSettings),
     }
     return found.get(service, ())

@@ -8,6 +8,7 @@ its size stand those files of the other wheel that have no ``cuda`` in their nam
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-__all__ = ["REQUIREMENTS", "closure", "main", "requirements", "size"]
+__all__ = ["REQUIREMENTS", "closure", "main", "missing", "requirements", "size", "table"]
 
 DOCKER = Path(__file__).resolve().parent / "docker"
 REQUIREMENTS = DOCKER / "requirements"
@@ -95,20 +96,32 @@ def size(distribution: metadata.Distribution, *, without: str = "") -> int:
     )
 
 
+def table() -> str:
+    """Each image's packages and their MiB, without CUDA and with it; as Markdown."""
+    lines = ["| image | packages | MiB | MiB with CUDA |", "|---|---|---|---|"]
+    for name in _names():
+        cpu, cuda = _measured(name, "cpu"), "–"
+        if "ARG VARIANT" in (DOCKER / f"{name}.Dockerfile").read_text("utf-8"):
+            cuda = f"{_measured(name, 'cuda').mib:,}"
+        lines.append(f"| {name} | {cpu.packages} | {cpu.mib:,} | {cuda} |")
+    return "\n".join(lines)
+
+
+def missing() -> list[str]:
+    """Packages of images that are not installed here, so not counted."""
+    found = (_measured(name, variant) for name in _names() for variant in ("cpu", "cuda"))
+    return sorted({package for measured in found for package in measured.missing})
+
+
+def _names() -> list[str]:
+    names = (file.name.partition(".")[0] for file in sorted(DOCKER.glob("*.Dockerfile")))
+    return [name for name in names if name != "base"]
+
+
 def main() -> None:
-    """Print a table: each image's packages and their MiB, without CUDA and with it; 0: there is no such variant."""
-    print(
-        f"{'image':<10} {'packages':>8} {'cpu':>6} {'cuda':>6}  not installed here, so not counted"
-    )
-    for file in sorted(DOCKER.glob("*.Dockerfile")):
-        name = file.name.partition(".")[0]
-        if name == "base":
-            continue
-        has_cuda = "ARG VARIANT" in file.read_text("utf-8")
-        cpu, cuda = _measured(name, "cpu"), _measured(name, "cuda") if has_cuda else None
-        missing = ", ".join(sorted({*cpu.missing, *(cuda.missing if cuda else ())})) or "-"
-        mib = cuda.mib if cuda else 0
-        print(f"{name:<10} {cpu.packages:>8} {cpu.mib:>6} {mib:>6}  {missing}")
+    """Print the table of OPERATIONS.md, and what it could not count."""
+    print(table())
+    print(f"not installed here, so not counted: {', '.join(missing()) or '-'}", file=sys.stderr)
 
 
 class _Measured(NamedTuple):

@@ -74,7 +74,8 @@ def _do(asked: argparse.Namespace) -> None:
         case "deploy":
             if environment == BESIDE:
                 raise OptionError(
-                    "A training is started anew each time: make render ENV=training | kubectl create -f -"
+                    "A training is no part of a deploy: make render ENV=training | kubectl apply -f - "
+                    "(deploy/k8s/README.md)"
                 )
             objects = checked(environment, asked.ray_crd)
             deploy(objects, wait=asked.wait)

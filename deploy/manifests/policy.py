@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from deploy.manifests.findings import Finding
 from deploy.manifests.render import Manifest
-from deploy.manifests.rules import cluster, pods, wiring
+from deploy.manifests.rules import cluster, edge, pods, wiring
 
 __all__ = ["RULES", "check"]
 
@@ -34,6 +34,7 @@ RULES: Mapping[str, Rule] = {
         cluster.scaling,
         cluster.monitors,
         cluster.references,
+        edge.routes,
     )
 }
 """Name → rule."""

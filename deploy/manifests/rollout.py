@@ -37,10 +37,10 @@ _PRUNED = (
 """Kinds of which what is no longer rendered is deleted: none that holds data, no Secret, and no running job."""
 
 _KEPT = {"Namespace", "PersistentVolumeClaim", "StatefulSet"}
-_LAST = {"HorizontalPodAutoscaler", "CronJob", "RayService", "PodMonitor"}
+_LAST = {"HorizontalPodAutoscaler", "CronJob", "PodMonitor"}
 _PART = "app.kubernetes.io/part-of=vlmir"
 _EARLY_JOBS = ("vlmir-buckets", "vlmir-mlflow-migrate")
-_REGISTRY, _SEED = "vlmir-mlflow", "vlmir-seed"
+_REGISTRY, _SEED, _GATEWAY = "vlmir-mlflow", "vlmir-seed", "vlmir-gateway"
 _EXAMPLE = ".example.com"
 
 
@@ -62,7 +62,7 @@ def deploy(objects: Sequence[Manifest], *, wait: str = "15m", say: Say = print) 
     _apply(by_kind(objects, "Namespace"))
     require_secrets(objects)
     deployments, jobs = named(objects, "Deployment"), named(objects, "Job")
-    later = {"Namespace", "StatefulSet", "Deployment", "Job", *_LAST}
+    later = {"Namespace", "StatefulSet", "Deployment", "Job", "RayService", *_LAST}
     say("applying what everything else needs")
     _apply([one for one in objects if one["kind"] not in later])
     _copy_authority(objects, wait)
@@ -75,12 +75,18 @@ def deploy(objects: Sequence[Manifest], *, wait: str = "15m", say: Say = print) 
     _apply([deployments.pop(_REGISTRY)])
     _rolled_out("deployment", _REGISTRY, wait)
     _run([jobs[_SEED]], wait, say)
+    gateway = deployments.pop(_GATEWAY)
     say("starting the services")
-    _apply([*deployments.values(), *by_kind(objects, *_LAST)])
+    _apply([*deployments.values()])
     for name in deployments:
         _rolled_out("deployment", name, wait)
-    for name in named(objects, "RayService"):
+    for name, one in named(objects, "RayService").items():
+        say(f"starting {name}")
+        _apply([one])
         _kubectl("wait", "--for=condition=Ready", f"rayservice/{name}", f"--timeout={wait}")
+    say(f"starting {_GATEWAY}")
+    _apply([gateway, *by_kind(objects, *_LAST)])
+    _rolled_out("deployment", _GATEWAY, wait)
     _prune(objects, say)
 
 

@@ -29,6 +29,8 @@ class Workload:
     """What they are made from: metadata and spec."""
     where: str
     """Kind and name, for messages."""
+    replicas: int = 1
+    """How many there are at least, if no autoscaler says otherwise."""
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -85,22 +87,22 @@ class Workload:
 def workloads(objects: Iterable[Manifest]) -> Iterator[Workload]:
     """All pods of the manifests."""
     for one in objects:
-        for suffix, template in _templates(one):
-            yield Workload(one, template, title(one) + suffix)
+        for suffix, template, replicas in _templates(one):
+            yield Workload(one, template, title(one) + suffix, replicas)
 
 
-def _templates(one: Manifest) -> Iterator[tuple[str, Manifest]]:
+def _templates(one: Manifest) -> Iterator[tuple[str, Manifest, int]]:
     spec = one.get("spec", {})
     match one["kind"]:
         case "Deployment" | "StatefulSet" | "DaemonSet" | "Job":
-            yield "", spec["template"]
+            yield "", spec["template"], spec.get("replicas", 1)
         case "CronJob":
-            yield "", spec["jobTemplate"]["spec"]["template"]
+            yield "", spec["jobTemplate"]["spec"]["template"], 1
         case "RayService" | "RayJob":
             cluster = spec.get("rayClusterConfig") or spec["rayClusterSpec"]
-            yield " head", cluster["headGroupSpec"]["template"]
+            yield " head", cluster["headGroupSpec"]["template"], 1
             for group in cluster.get("workerGroupSpecs", ()):
-                yield f" {group['groupName']}", group["template"]
+                yield f" {group['groupName']}", group["template"], group["minReplicas"]
 
 
 def title(one: Manifest) -> str:

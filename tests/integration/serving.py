@@ -50,8 +50,8 @@ class Application:
 
 
 @contextmanager
-def running_ray(settings: Mapping[str, str]) -> Iterator[None]:
-    """A Ray of our own, with more settings in its environment."""
+def running_ray(settings: Mapping[str, str], dashboard: int | None = None) -> Iterator[None]:
+    """A Ray of our own, with more settings in its environment; ``dashboard``: port of its dashboard, if it has one."""
     ours = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -68,7 +68,8 @@ def running_ray(settings: Mapping[str, str]) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=4,
-            include_dashboard=False,
+            include_dashboard=dashboard is not None,
+            dashboard_port=dashboard,
             object_store_memory=128 << 20,
             _temp_dir=folder,
             logging_level="WARNING",

@@ -15,26 +15,46 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.calls import ROOT, free_port, metrics, process, wait_until
+from tests.integration.calls import ROOT, exported, free_port, metrics, process, wait_until
 from tests.integration.cluster import Cluster, starting_cluster
 from tests.integration.serving import Application, ray, running_ray, serving
 from tests.integration.test_serve_app import request
+from tests.integration.triton import SERVER, RealTriton
+from training.release.triton_repository import write_entry
 from vlmir.client import RestorationClient
 from vlmir.options import RestoreOptions
 
 MONITORING = ROOT / "deploy" / "monitoring"
 PICTURES = 3
-ABSENT = {"triton", "minio"}
-"""Jobs of the shipped config that do not run here."""
-EMPTY = ("vlmir_gpu_", "nv_", "ALERTS", "vlmir_cache_", "increase(vlmir_promotions_total[1m])")
-"""What has no data here: no graphics processor, no Triton, no alert, no promotion, maybe no caption asked for twice."""
+EMPTY = ("vlmir_gpu_", "nv_gpu_", "ALERTS", "increase(vlmir_promotions_total[1m])")
+"""What has no data here: no graphics processor, no alert, no promotion."""
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def services(small_bundle_folder: Path) -> Iterator[Cluster]:
-    with starting_cluster(small_bundle_folder) as cluster:
+def triton(
+    small_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealTriton | None]:
+    """A real one, where there is one."""
+    if SERVER is None:
+        yield None
+        return
+    models = tmp_path_factory.mktemp("models")
+    for graph in exported(small_bundle_folder):
+        write_entry(models, graph.name, graph.data, backend="python")
+    found = RealTriton(models, tmp_path_factory.mktemp("triton"))
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="module")
+def services(small_bundle_folder: Path, triton: RealTriton | None) -> Iterator[Cluster]:
+    embedder = () if triton is None else ("--backend", "triton", "--triton", triton.address)
+    with starting_cluster(small_bundle_folder, embedder=embedder) as cluster:
         yield cluster
 
 
@@ -89,7 +109,11 @@ def config(targets: dict[str, int], rules: Path) -> dict[str, Any]:
     shipped: dict[str, Any] = yaml.safe_load((MONITORING / "prometheus.yml").read_text("utf-8"))
     shipped["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     shipped["rule_files"] = [str(rules)]
-    jobs = [job for job in shipped["scrape_configs"] if job["job_name"] not in ABSENT]
+    jobs = [job for job in shipped["scrape_configs"] if job["job_name"] in targets]
+    assert {job["job_name"] for job in shipped["scrape_configs"]} - targets.keys() <= {
+        "minio",
+        "triton",
+    }
     for job in jobs:
         job.pop("dns_sd_configs", None)
         job["static_configs"] = [{"targets": [f"127.0.0.1:{targets[job['job_name']]}"]}]
@@ -116,11 +140,11 @@ def prometheus(folder: Path, targets: dict[str, int]) -> Iterator[str]:
 
 
 def asked(address: str, query: str) -> list[Any]:
-    """The series of an instant query."""
+    """The series of an instant query; what is no number is none."""
     told = urllib.parse.urlencode({"query": query})
     with urllib.request.urlopen(f"http://{address}/api/v1/query?{told}", timeout=10) as page:
         found: list[Any] = json.loads(page.read())["data"]["result"]
-    return found
+    return [series for series in found if series["value"][1] != "NaN"]
 
 
 def queries() -> dict[str, str]:
@@ -137,7 +161,7 @@ def queries() -> dict[str, str]:
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not on the PATH")
 def test_the_dashboards_queries_return_data(
-    app: Application, ray_port: int, tmp_path: Path
+    app: Application, ray_port: int, triton: RealTriton | None, tmp_path: Path
 ) -> None:
     gateway_metrics = free_port()
     targets = {
@@ -149,6 +173,8 @@ def test_the_dashboards_queries_return_data(
             for name in ("captioner", "embedder", "sampler")
         },
     }
+    targets |= {} if triton is None else {"triton": triton.metrics_port}
+    excused = EMPTY if triton is not None else (*EMPTY, "nv_")
     flags = ("--upstream", app.address, "--metrics-port", str(gateway_metrics))
     with (
         process("services.gateway", *flags) as (_, gateway),
@@ -172,7 +198,7 @@ def test_the_dashboards_queries_return_data(
             return [query for query, text in queries().items() if not asked(address, text)]
 
         def expected(query: str) -> bool:
-            return any(word in query for word in EMPTY)
+            return any(word in query for word in excused)
 
         wait_until(
             lambda: all(expected(query) for query in empty()),
@@ -180,6 +206,7 @@ def test_the_dashboards_queries_return_data(
             told=lambda: [query for query in empty() if not expected(query)],
         )
         assert asked(address, 'vlmir_requests_total{job="restorer",code="OK"}')
+        assert not asked(address, "sum(rate(vlmir_request_total[1m]))")  # a name that nobody has
         assert not asked(address, '{__name__=~"ray_vlmir_.+"}')
         firing = asked(address, 'ALERTS{alertstate="firing"}')
         assert not firing

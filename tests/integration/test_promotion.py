@@ -26,7 +26,7 @@ from tests.mlflow_server import MlflowServer
 from training.register import find_evaluation, register
 from vlmir.bundle import Bundle, find_bundle, load_bundle
 from vlmir.parts import build_captioner, build_embedder, build_unet
-from vlmir.registry import CHAMPION, SAMPLER
+from vlmir.registry import CHAMPION, MODELS, ONNX_DIGEST, SAMPLER, digest_of_onnx
 
 pytestmark = pytest.mark.timeout(400)  # the server alone may take half a minute to start
 
@@ -197,6 +197,28 @@ def test_a_damaged_version_is_refused_and_the_others_go_on_with_the_old_one(
     cluster.move(1)
     wait_until(lambda: not sampler.releases.refused and serves(captioner, "small-1@v1"))
     assert sampler.loaded == ["small-1"]
+
+
+def test_onnx_files_that_are_not_those_registered_are_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (graph,) = cluster.server.files.rglob("onnx/clip_text.onnx")
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        embedder = cluster.start("embedder")
+        assert "ONNX files of vlmir-embedder version 1 are not" in embedder.releases.refused
+        # A version of before they had a digest is taken as it is.
+        cluster.client.delete_model_version_tag(MODELS["embedder"], "1", ONNX_DIGEST)
+        untold = cluster.start("embedder", cache="another")
+        assert serves(untold, "small-1@v1")
+    finally:
+        graph.write_bytes(content)
+        cluster.client.set_model_version_tag(
+            MODELS["embedder"], "1", ONNX_DIGEST, digest_of_onnx(graph.parent)
+        )
+    fresh = cluster.start("embedder", cache="a third")
+    assert serves(fresh, "small-1@v1")
 
 
 def test_a_dead_registry_changes_nothing_and_a_new_start_finds_the_cache(

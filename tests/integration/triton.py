@@ -1,8 +1,8 @@
 """A real Triton for tests, where there is one.
 
 ``VLMIR_TRITON_SERVER`` names a command that starts and stops one: ``start --dir D --models REPOSITORY --python PYTHON
---load MODEL`` prints ``TRITON_GRPC=host:port`` when it is ready, ``stop --dir D`` ends it. Without the variable the
-command is looked for beside this repository.
+--load MODEL`` prints ``TRITON_GRPC=host:port`` and ``TRITON_METRICS=URL`` when it is ready, ``stop --dir D`` ends it.
+Without the variable the command is looked for beside this repository.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -32,6 +33,7 @@ class RealTriton:
         self._repository, self._folder = repository, folder
         self._env = {"TRITON_SERVER_HOME": str(ROOT / "build" / "triton-server")} | dict(os.environ)
         self.address = ""
+        self.metrics_port = 0
 
     def start(self) -> None:
         """Start it, at the same address as before."""
@@ -39,11 +41,9 @@ class RealTriton:
         at = ["--grpc-port", port] if port else []
         models = ["--models", str(self._repository), "--python", sys.executable, "--load", "*"]
         printed = self._run("start", *models, *at)
-        (self.address,) = (
-            line.removeprefix("TRITON_GRPC=")
-            for line in printed.splitlines()
-            if line.startswith("TRITON_GRPC=")
-        )
+        told = dict(line.partition("=")[::2] for line in printed.splitlines())
+        self.address = told["TRITON_GRPC"]
+        self.metrics_port = urlsplit(told["TRITON_METRICS"]).port or 0
 
     def stop(self) -> None:
         """Kill it: a graceful end waits for connections."""

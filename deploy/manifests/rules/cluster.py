@@ -63,13 +63,30 @@ def _denies_all(policy: Manifest) -> bool:
 
 def budgets(objects: Sequence[Manifest]) -> Iterator[Finding]:
     """Each of our services keeps pods while machines are emptied, and spreads them over machines."""
-    chosen = [one["spec"]["selector"] for one in by_kind(objects, "PodDisruptionBudget")]
+    found = by_kind(objects, "PodDisruptionBudget")
     for pod in (pod for pod in workloads(objects) if pod.component in SERVICES):
-        if not any(selects(selector, pod.labels) for selector in chosen):
+        if not any(selects(one["spec"]["selector"], pod.labels) for one in found):
             yield Finding("budgets", pod.where, "has no disruption budget")
         spread = pod.spec.get("topologySpreadConstraints", ())
         if not any(selects(one["labelSelector"], pod.labels) for one in spread):
             yield Finding("budgets", pod.where, "is not spread over machines")
+    for one in found:
+        yield from (Finding("budgets", title(one), what) for what in _stuck(one["spec"], objects))
+
+
+def _stuck(spec: Mapping[str, Any], objects: Sequence[Manifest]) -> Iterator[str]:
+    """Why a budget would let no pod go, so that no machine could be emptied."""
+    pods = [
+        pod for pod in workloads(objects) if pod.serves and selects(spec["selector"], pod.labels)
+    ]
+    stay, count = spec.get("minAvailable"), sum(pod.replicas for pod in pods)
+    if not pods:
+        yield "selects no pods"
+    elif any(pod.is_ray for pod in pods) and not isinstance(stay, int):
+        # Kubernetes can ask a Deployment or a StatefulSet how many pods there should be, but not a RayCluster.
+        yield "says no number of pods that stay, which those of Ray need"
+    elif spec.get("maxUnavailable") in (0, "0%") or (isinstance(stay, int) and stay >= count):
+        yield f"lets none of {count} pods go"
 
 
 def scaling(objects: Sequence[Manifest]) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from deploy.contract import IMAGES
+from deploy.contract import COMMANDS, IMAGES, SERVICES
 from deploy.manifests.findings import Finding
 from deploy.manifests.render import Manifest
 from deploy.manifests.workloads import Workload, named, workloads
@@ -16,7 +16,13 @@ from vlmir import __version__
 
 __all__ = ["grace", "hardened", "images", "probes", "resources", "volumes"]
 
-OURS = "ghcr.io/vlmir/"
+_IMAGE_OF: Mapping[str, str] = {
+    "batch": "training",
+    "buckets": "mc",
+    "models": "training",
+    "seed": "training",
+}
+"""Part → whose image it has, if not its own."""
 _RAY_AGENT = 52365
 """Port of the agent on each of Ray's nodes; Ray's pods need not list it."""
 _SPARE_S = 5.0
@@ -60,21 +66,25 @@ def hardened(objects: Sequence[Manifest]) -> Iterator[Finding]:
 
 
 def images(objects: Sequence[Manifest]) -> Iterator[Finding]:
-    """Images have a tag that does not move: ours this version's, others the one that is tested with."""
-    known = {image.rpartition(":")[0]: image for image in IMAGES.values()}
+    """Images are the part's own, in any registry, and do not move: by a digest, or by the tag that is meant."""
     for pod in workloads(objects):
         for container in pod.containers:
-            image = container["image"].partition("@")[0]
-            name, _, tag = image.rpartition(":")
-            if not name or tag == "latest":
-                what = f"{container['image']} has no tag that stays"
-            elif name.startswith(OURS) and tag.removesuffix("-cuda") != __version__:
-                what = f"{image} is not of this version, {__version__}"
-            elif not name.startswith(OURS) and known.get(name) != image:
-                what = f"{image} is none of the images that are meant"
-            else:
-                continue
-            yield Finding("images", pod.where, what)
+            what = _unfit(container["image"], _IMAGE_OF.get(pod.component, pod.component))
+            if what:
+                yield Finding("images", pod.where, f"{container['image']} {what}")
+
+
+def _unfit(image: str, part: str) -> str:
+    place, _, digest = image.partition("@")
+    name, _, tag = place.rpartition("/")[2].partition(":")
+    meant = IMAGES.get(part, f"{part}:{__version__}").rpartition("/")[2]
+    if name != meant.partition(":")[0]:
+        return f"is no image of {part}"
+    if digest:
+        return "" if re.fullmatch("sha256:[0-9a-f]{64}", digest) else "has a digest that is none"
+    if tag in ("", "latest"):
+        return "has no tag that stays"
+    return "" if f"{name}:{tag.removesuffix('-cuda')}" == meant else f"is not {meant}"
 
 
 def probes(objects: Sequence[Manifest]) -> Iterator[Finding]:
@@ -91,6 +101,10 @@ def probes(objects: Sequence[Manifest]) -> Iterator[Finding]:
 
 def _misdirected(probe: Mapping[str, Any], ports: Mapping[str, int], pod: Workload) -> str:
     numbers = {*ports.values(), *([_RAY_AGENT] if pod.is_ray else [])}
+    command = probe.get("exec", {}).get("command", [])
+    speaks_grpc = "grpc" in probe or tuple(command[:3]) == COMMANDS["probe"]
+    if pod.component in SERVICES and not pod.is_ray and not speaks_grpc:
+        return "does not ask by gRPC, so it knows nothing of what is served"
     if "grpc" in probe:
         return (
             "" if probe["grpc"]["port"] == ports.get("grpc") else "asks at another port than grpc"
@@ -98,7 +112,6 @@ def _misdirected(probe: Mapping[str, Any], ports: Mapping[str, int], pod: Worklo
     if "httpGet" in probe:
         port = probe["httpGet"]["port"]
         return "" if port in numbers or port in ports else f"asks at port {port}, which is none"
-    command = probe.get("exec", {}).get("command", [])
     asked = {int(port) for word in command for port in re.findall(r"^[\w.]+:(\d+)$", word)}
     if not command:
         return "asks nothing"

@@ -17,7 +17,7 @@ from tests.unit.deploy.dockerfiles import DOCKER, instructions, last, stages
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
-OURS = {*SERVICES, "mlflow", "seed"}
+OURS = {*SERVICES, "mlflow", "models", "seed"}
 JOBS = {"seed", "buckets", "minio-owner"}
 PAGES = {"mlflow": "http", "minio": "console", "prometheus": "http", "grafana": "http"}
 KEYS = {
@@ -28,14 +28,14 @@ KEYS = {
 }
 # Pairs that share a network, and so could talk, though they need not: who is called by the same is beside each other.
 _GROUPS = (
-    ("captioner", "embedder", "sampler", "seed"),
-    ("buckets", "mlflow", "restorer", "sampler", "seed", "triton"),
+    ("captioner", "embedder", "models", "sampler", "seed"),
+    ("buckets", "mlflow", "models", "restorer", "sampler", "seed", "triton"),
 )
 BESIDE = {
     pair
     for pair in (
         *(pair for group in _GROUPS for pair in combinations(group, 2)),
-        *((one, "prometheus") for one in ("buckets", "mlflow", "seed")),
+        *((one, "prometheus") for one in ("buckets", "mlflow", "models", "seed")),
     )
     if not {pair, pair[::-1]} & EDGES
 }
@@ -179,7 +179,7 @@ def _called(name: str, service: Mapping[str, Any], _: Any) -> Iterator[str]:
     if kind(name) in COMMANDS and command != COMMANDS[kind(name)]:
         yield f"the command is {command}"
     if kind(name) in OURS:
-        image = "training" if name == "seed" else kind(name)
+        image = _image(name)
         suffix = "-cuda" if name == "sampler-gpu" else ""
         if not re.fullmatch(rf"ghcr\.io/vlmir/{image}:[\d.]+{suffix}", service["image"]):
             yield f"the image is {service['image']}"
@@ -206,7 +206,7 @@ def _command(name: str, service: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _image(name: str) -> str:
-    return "training" if name == "seed" else kind(name)
+    return "training" if name in ("models", "seed") else kind(name)
 
 
 def _told(name: str, service: Mapping[str, Any], _: Any) -> Iterator[str]:

@@ -65,4 +65,4 @@ def test_an_account_may_do_nothing_outside_its_bucket(account: str) -> None:
     actions = {action for one in policy["Statement"] for action in one["Action"]}
     assert not any("*" in action for action in actions)
     assert ("s3:PutObject" in actions) == (account != "reader")
-    assert ("s3:DeleteObject" in actions) == (account in ("services", "mlflow"))
+    assert ("s3:DeleteObject" in actions) == (account != "reader")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import re
 import stat
 import subprocess
@@ -14,14 +15,16 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 import vlmir
-from deploy.contract import PORTS
+from deploy.contract import PORTS, SERVICES, _settings
 from tests.unit.deploy.composed import (
     BESIDE,
     COMPOSE,
     DEPLOY,
     faults,
+    kind,
     networks,
     read,
     substituted,
@@ -42,7 +45,7 @@ def test_it_keeps_the_policies(compose: dict[str, Any]) -> None:
 
 def test_the_images_are_this_version(compose: dict[str, Any]) -> None:
     tags = [one["image"].rpartition(":")[2] for one in compose["services"].values()]
-    assert tags.count(vlmir.__version__) == 7 and f"{vlmir.__version__}-cuda" in tags
+    assert tags.count(vlmir.__version__) == 8 and f"{vlmir.__version__}-cuda" in tags
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,48 @@ def test_a_broken_one_is_noticed(old: str, new: str, fault: str) -> None:
     except ValueError as error:
         found = [str(error)]
     assert any(re.search(fault, each) for each in found), found
+
+
+def read_settings(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Read each service's settings as in its container; the kinds of those that have any."""
+    seen = set[str]()
+    for name, service in compose["services"].items():
+        with monkeypatch.context() as one:
+            for variable in [each for each in os.environ if each.startswith("VLMIR_")]:
+                one.delenv(variable)
+            for variable, value in service.get("environment", {}).items():
+                one.setenv(variable, value)
+            read_them = [settings() for settings in _settings(kind(name))]
+        seen |= {kind(name)} if read_them else set()
+    return seen
+
+
+def test_the_services_take_their_settings(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_settings(compose, monkeypatch) == {*SERVICES, "models", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("sampler", "VLMIR_GRACE_S", "2m"),
+        ("captioner", "VLMIR_FOLLOW", "models:/vlmir-sampler"),
+        ("embedder", "VLMIR_BACKEND", "trition"),
+        ("restorer", "VLMIR_STORE_URL", "http://minio:9000/vlmir"),
+        ("gateway", "VLMIR_LOG_FORMAT", "logfmt"),
+    ],
+)
+def test_a_wrong_value_is_refused(
+    compose: dict[str, Any],
+    name: str,
+    variable: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compose["services"][name]["environment"][variable] = value
+    with pytest.raises(ValidationError):
+        read_settings(compose, monkeypatch)
 
 
 def schema() -> Any:
@@ -179,7 +224,13 @@ def test_the_secrets_are_made_by_the_script(compose: dict[str, Any], tmp_path: P
 def test_the_accounts_are_those_that_are_made(compose: dict[str, Any]) -> None:
     services = compose["services"]
     accounts = services["buckets"]["environment"]
-    for client, account in (("restorer", "SERVICES"), ("sampler", "SERVICES"), ("seed", "WRITER")):
+    accounted = {
+        "restorer": "SERVICES",
+        "sampler": "SERVICES",
+        "seed": "WRITER",
+        "models": "WRITER",
+    }
+    for client, account in accounted.items():
         key = services[client]["environment"]["VLMIR_STORE_ACCESS_KEY"]
         assert key == accounts[f"{account}_KEY"], client
     assert (accounts["MLFLOW_KEY"], accounts["READER_KEY"]) == ("mlflow", "triton")

@@ -123,9 +123,9 @@ def test_a_commands_module_exists(name: str) -> None:
 
 
 def test_the_commands_are_those_of_the_procfile() -> None:
-    for service in (*SETTINGS, "restorer"):
+    for service in (*SETTINGS, "restorer", "models"):
         module = COMMANDS[service][2]
-        assert re.search(rf'^{service}: .*"\$UP_PYTHON" -m {re.escape(module)} ', PROCFILE, re.M)
+        assert re.search(rf'^{service}: .*"\$UP_PYTHON" -m {re.escape(module)}\b', PROCFILE, re.M)
     (mlflow,) = re.findall(r"^mlflow: .*", PROCFILE, re.M)
     (triton,) = re.findall(r"^triton: .*", PROCFILE, re.M)
     assert "-m mlflow server" in mlflow and "tritonserver" in triton
@@ -138,7 +138,7 @@ def test_the_variables_of_make_up_are_in_the_contract() -> None:
     plan = (ROOT / "services" / "launcher" / "plan.py").read_text("utf-8")
     named = set(re.findall(r'"((?:VLMIR|MLFLOW|RAY|OMP)_\w+)"', plan + PROCFILE))
     named |= set(re.findall(r"\bOMP_\w+", PROCFILE))
-    known = set().union(*(environment(service) for service in (*SERVICES, "mlflow")))
+    known = set().union(*(environment(service) for service in (*SERVICES, "mlflow", "models")))
     assert named - known == set()
     assert {"VLMIR_FOLLOW", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS"} <= named
 
@@ -168,6 +168,19 @@ def test_each_edge_is_in_the_code(client: str) -> None:
         if re.search(r"[Aa]ddress of the|host:port of", field.description or "")
     }
     assert set(addresses.values()) == fields
+
+
+def test_the_calls_of_who_brings_models_are_in_the_code() -> None:
+    folder = ROOT / "services" / "launcher"
+    files = (folder / f"{name}.py" for name in ("models", "repository", "triton"))
+    modules = set().union(*(imported(file.read_text("utf-8")) for file in files))
+    reads = {
+        "minio": "services.common.store",
+        "mlflow": "services.common.registry",
+        "triton": "tritonclient.grpc",
+    }
+    assert {server for client, server in EDGES if client == "models"} == set(reads)
+    assert set(reads.values()) <= modules
 
 
 def test_every_address_is_a_variable_that_its_client_reads() -> None:

@@ -67,9 +67,9 @@ def test_the_address_of_no_service_is_in_no_graph() -> None:
 @pytest.mark.parametrize(
     ("policy", "side", "lost"),
     [
-        ("vlmir-mlflow", "ingress", {("captioner", "mlflow"), ("seed", "mlflow")}),
+        ("vlmir-mlflow", "ingress", {("seed", "mlflow"), ("models", "mlflow")}),
         ("vlmir-sampler", "egress", {("sampler", "mlflow"), ("sampler", "minio")}),
-        ("vlmir-triton", "ingress", {("embedder", "triton"), ("prometheus", "triton")}),
+        ("vlmir-triton", "ingress", {("models", "triton"), ("prometheus", "triton")}),
     ],
 )
 def test_a_closed_way_is_closed(policy: str, side: str, lost: set[tuple[str, str]]) -> None:

@@ -15,12 +15,12 @@ from packaging.utils import canonicalize_name
 import vlmir
 from deploy.contract import SERVICES
 from deploy.images import REQUIREMENTS, closure, requirements, size
-from tests.unit.deploy.dockerfiles import DOCKER, NAMES, ROOT, faults, instructions, stages
+from tests.unit.deploy.baked import WITH_CUDA, bake_faults, base_faults
+from tests.unit.deploy.dockerfiles import DOCKER, NAMES, ROOT, faults, instructions
 from tests.unit.deploy.hcl import parse
 
 BASE = (DOCKER / "base.Dockerfile").read_text("utf-8")
 BAKE = (DOCKER / "docker-bake.hcl").read_text("utf-8")
-WITH_CUDA = {"captioner", "embedder", "sampler", "training"}
 
 
 def dockerfile(name: str) -> str:
@@ -74,18 +74,24 @@ def test_a_broken_dockerfile_is_noticed(old: str, new: str, fault: str) -> None:
 
 
 def test_the_base_can_be_fixed_by_its_digest_and_has_no_tools() -> None:
-    found = instructions(BASE)
-    image, digest = (each.rest for each in found if each.word == "ARG")
-    assert re.fullmatch(r"PYTHON_IMAGE=docker\.io/library/python:3\.11\.\d+-slim-\w+", image)
-    assert digest == "PYTHON_DIGEST="
-    builder, runtime = stages(found)
-    assert {stage[0].rest.split()[0] for stage in (builder, runtime)} == {
-        "${PYTHON_IMAGE}${PYTHON_DIGEST}"
-    }
-    last_run = next(each.rest for each in runtime if each.word == "RUN")
-    assert "pip uninstall --yes pip setuptools wheel" in last_run and "ensurepip" in last_run
-    assert any("--without-pip /venv" in each.rest for each in builder)
-    assert runtime[-1].rest == "10001:10001"
+    assert list(base_faults(BASE)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("slim-bookworm", "bookworm", "the image is"),
+        ("ARG PYTHON_DIGEST=\n", "", "the digest is no argument"),
+        ("${PYTHON_IMAGE}${PYTHON_DIGEST} AS runtime", "python:3.11 AS runtime", "made from"),
+        ("pip uninstall --yes pip setuptools wheel", "pip list", "can install packages"),
+        ("--without-pip /venv", "/venv", "from the builder can install"),
+        ("USER 10001:10001", "USER root", "the user is 'root'"),
+    ],
+)
+def test_a_broken_base_is_noticed(old: str, new: str, fault: str) -> None:
+    assert old in BASE
+    (found,) = base_faults(BASE.replace(old, new))
+    assert fault in found
 
 
 def test_packages_come_by_the_constraints_alone() -> None:
@@ -170,31 +176,31 @@ def test_what_is_copied_reaches_the_builder_and_no_more() -> None:
 
 
 def test_the_bake_file_makes_every_image() -> None:
-    bake = parse(BAKE)
-    targets, variables = bake["target"], bake["variable"]
-    assert bake["group"]["default"]["targets"] == ["cpu"]
-    assert set(bake["group"]["cpu"]["targets"]) == set(NAMES)
-    assert set(bake["group"]["gpu"]["targets"]) == {f"{name}-cuda" for name in WITH_CUDA}
-    assert variables["VERSION"]["default"] == vlmir.__version__
-    assert f"ARG PYTHON_IMAGE={variables['PYTHON_IMAGE']['default']}\n" in BASE
-    for group in ("cpu", "gpu"):
-        for target in bake["group"][group]["targets"]:
-            name = target.removesuffix("-cuda")
-            made = targets[target]
-            assert made["inherits"] == ["image"]
-            assert made["dockerfile"] == f"deploy/docker/{name}.Dockerfile"
-            suffix = "-cuda" if group == "gpu" else ""
-            assert made["tags"] == [f"${{REGISTRY}}/{name}:${{VERSION}}{suffix}"]
-            variant = {"cpu": "cpu", "gpu": "cuda"}[group]
-            assert made.get("args", {}) == ({"VARIANT": variant} if name in WITH_CUDA else {})
-            assert ("ARG VARIANT" in dockerfile(name)) == (name in WITH_CUDA)
+    assert list(bake_faults(parse(BAKE))) == []
+    for name in NAMES:
+        assert ("ARG VARIANT" in dockerfile(name)) == (name in WITH_CUDA)
 
 
-def test_images_come_with_their_parts_list_and_origin() -> None:
-    image = parse(BAKE)["target"]["image"]
-    assert image["attest"] == ["type=provenance,mode=max", "type=sbom"]
-    assert image["contexts"] == {"builder": "target:builder", "runtime": "target:runtime"}
-    assert set(parse(BAKE)["target"]["common"]["args"]) == {"PYTHON_IMAGE", "PYTHON_DIGEST"}
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ('"type=provenance,mode=max", "type=sbom"', '"type=provenance,mode=max"', "without SBOM"),
+        ('"type=provenance,mode=max", "type=sbom"', '"type=sbom"', "without SBOM or provenance"),
+        ('    PYTHON_DIGEST = "${PYTHON_DIGEST}"\n', "", "by its digest"),
+        ("3.11.14-slim-bookworm", "3.12-slim-bookworm", "another than the Dockerfile's"),
+        ('"gateway", "restorer", ', '"gateway", ', "cpu makes"),
+        ('["cpu"]', '["gpu"]', "by default"),
+        (f'"{vlmir.__version__}"', '"0.0.9"', "the version is 0.0.9"),
+        ('VARIANT = "cuda"', 'VARIANT = "cpu"', "args is"),
+        ("/sampler:${VERSION}-cuda", "/sampler:${VERSION}", "sampler-cuda: tags is"),
+        ("docker/mlflow.Dockerfile", "docker/gateway.Dockerfile", "mlflow: dockerfile is"),
+        ('runtime = "target:runtime"', 'runtime = "python"', "not made from the base"),
+    ],
+)
+def test_a_bake_file_with_a_fault_is_noticed(old: str, new: str, fault: str) -> None:
+    assert old in BAKE
+    found = list(bake_faults(parse(BAKE.replace(old, new))))
+    assert any(fault in each for each in found), found
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.contract import COMMANDS, PORTS, SERVICES, environment
+from deploy.images import missing, table
 from tests.unit.deploy.test_monitoring import anchors
 
 ROOT = Path(__file__).parents[3]
@@ -94,13 +95,36 @@ def test_a_message_that_nobody_says_is_noticed() -> None:
 def test_the_book_has_what_was_asked_for() -> None:
     book = BOOK.read_text("utf-8")
     for section in (
-        *("sizing", "scaling", "promotion-and-rollback", "backup-and-restore"),
+        *("images", "sizing", "scaling", "promotion-and-rollback", "backup-and-restore"),
         *("when-something-is-wrong", "upgrades", "tls-and-secrets", "traces"),
     ):
         assert section in anchors(book)
     assert set(TARGET.findall(book)) >= TARGETS
     assert "What was not run." in book
     assert str(PORTS["ray"]["metrics"]) in book and str(PORTS["gateway"]["metrics"]) in book
+
+
+def sizes(text: str) -> dict[str, list[float]]:
+    """Image → its packages, MiB and MiB with CUDA, of a table; 0: there is no such variant."""
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d,]+) \| ([\d,]+|–) \|$", text, re.MULTILINE)
+    return {
+        name: [float(one.replace(",", "").replace("–", "0")) for one in numbers]
+        for name, *numbers in rows
+    }
+
+
+def test_the_sizes_of_the_images_are_those_that_are_measured() -> None:
+    """About: versions of the packages change, and not every machine has PyTorch with CUDA."""
+    book = BOOK.read_text("utf-8")
+    told = sizes(book.partition("<!-- images -->")[2].partition("<!-- /images -->")[0])
+    measured = sizes(table())
+    assert told.keys() == measured.keys() and len(told) == 7
+    for name, (packages, cpu, cuda) in measured.items():
+        assert told[name][0] == pytest.approx(packages, abs=10), name
+        assert told[name][1] == pytest.approx(cpu, rel=0.25), name
+        assert (told[name][2] == 0) == (cuda == 0), name
+    assert "none has been built" in book
+    assert all(f"`{package}`" in book for package in missing())
 
 
 def test_the_picture_is_one_and_is_small() -> None:

@@ -12,6 +12,7 @@ import yaml
 from deploy.manifests.policy import RULES, check
 from deploy.manifests.render import Manifest
 from tests.unit.deploy.manifests import SYSTEMS, container, find, needs_kubectl, rendered
+from vlmir import __version__
 
 pytestmark = needs_kubectl
 
@@ -57,6 +58,18 @@ def _serve(change: Callable[[Any], Any]) -> Break:
 
 def _without(kind: str, name: str) -> Break:
     return lambda all: all.remove(find(all, kind, name))
+
+
+def _image(all: list[Manifest], name: str, image: str) -> None:
+    container(all, name)["image"] = image
+
+
+def _route(all: list[Manifest]) -> Any:
+    return find(all, "GRPCRoute", "vlmir")["spec"]
+
+
+def _budget(all: list[Manifest], name: str) -> Any:
+    return find(all, "PodDisruptionBudget", name)["spec"]
 
 
 def _environment(all: list[Manifest], name: str, variable: str) -> Any:
@@ -133,23 +146,27 @@ BROKEN: list[tuple[str, Break, str]] = [
         lambda all: _ray(all, worker=True)["securityContext"].update(runAsNonRoot=False),
         "may run as root",
     ),
-    ("images", lambda all: container(all, "vlmir-triton").update(image="x/y"), "has no tag"),
+    ("images", lambda all: _image(all, "vlmir-triton", "x/tritonserver"), "has no tag"),
     (
         "images",
-        lambda all: container(all, "vlmir-sampler").update(image="ghcr.io/vlmir/sampler:latest"),
+        lambda all: _image(all, "vlmir-sampler", "x/sampler:latest"),
         "has no tag that stays",
     ),
+    ("images", lambda all: _image(all, "vlmir-sampler", "x/sampler:0.0.9"), "is not sampler:0"),
     (
         "images",
-        lambda all: container(all, "vlmir-sampler").update(image="ghcr.io/vlmir/sampler:0.0.9"),
-        "not of this version",
+        lambda all: _image(all, "vlmir-triton", "x/tritonserver:24.11-py3"),
+        "is not triton",
     ),
     (
         "images",
-        lambda all: container(all, "vlmir-postgres", "StatefulSet").update(
-            image="docker.io/library/postgres:16"
-        ),
-        "none of the images",
+        lambda all: _image(all, "vlmir-sampler", f"ghcr.io/vlmir/captioner:{__version__}"),
+        "is no image of sampler",
+    ),
+    (
+        "images",
+        lambda all: _image(all, "vlmir-sampler", "ghcr.io/vlmir/sampler@sha256:abc"),
+        "has a digest that is none",
     ),
     (
         "probes",
@@ -168,6 +185,18 @@ BROKEN: list[tuple[str, Break, str]] = [
             3, "127.0.0.1:50062"
         ),
         "asks at port 50062",
+    ),
+    (
+        "probes",
+        lambda all: container(all, "vlmir-sampler").update(
+            livenessProbe={"httpGet": {"path": "/metrics", "port": "metrics"}}
+        ),
+        "livenessProbe: does not ask by gRPC",
+    ),
+    (
+        "probes",
+        lambda all: container(all, "vlmir-triton").update(livenessProbe={"periodSeconds": 5}),
+        "asks nothing",
     ),
     (
         "resources",
@@ -367,6 +396,26 @@ BROKEN: list[tuple[str, Break, str]] = [
         lambda all: _ray(all, worker=True).pop("topologySpreadConstraints"),
         "is not spread",
     ),
+    (
+        "budgets",
+        lambda all: _budget(all, "vlmir-restorer").update(maxUnavailable=1, minAvailable=None),
+        "says no number of pods that stay",
+    ),
+    (
+        "budgets",
+        lambda all: _budget(all, "vlmir-restorer").update(minAvailable=3),
+        "lets none of 3 pods go",
+    ),
+    (
+        "budgets",
+        lambda all: _budget(all, "vlmir-gateway").update(maxUnavailable=0),
+        "lets none of",
+    ),
+    (
+        "budgets",
+        lambda all: _budget(all, "vlmir-minio")["selector"]["matchLabels"].update(x="y"),
+        "vlmir-minio: selects no pods",
+    ),
     ("scaling", _without("Deployment", "vlmir-sampler"), "a Deployment that is not there"),
     (
         "scaling",
@@ -404,6 +453,58 @@ BROKEN: list[tuple[str, Break, str]] = [
         ].update(key="pasword"),
         r"Secret vlmir-postgres has no \['pasword'\]",
     ),
+    ("routes", _without("Gateway", "vlmir"), "begins at vlmir/grpc, which is no listener"),
+    (
+        "routes",
+        lambda all: _route(all)["parentRefs"][0].update(sectionName="grcp"),
+        "begins at vlmir/grcp",
+    ),
+    (
+        "routes",
+        lambda all: _route(all).update(hostnames=["other.example.com"]),
+        "its listener for vlmir.example.com",
+    ),
+    (
+        "routes",
+        lambda all: _route(all)["rules"][0]["backendRefs"][0].update(port=50051),
+        "ends at vlmir-gateway:50051, which is no port",
+    ),
+    (
+        "routes",
+        lambda all: _route(all)["rules"][0]["backendRefs"][0].update(name="vlmir-gatway"),
+        "ends at vlmir-gatway:50050",
+    ),
+    (
+        "routes",
+        lambda all: find(all, "Service", "vlmir-gateway")["spec"]["ports"][0].pop("appProtocol"),
+        "does not say that it speaks HTTP/2",
+    ),
+    (
+        "routes",
+        lambda all: _route(all)["rules"][0]["matches"][0]["method"].update(
+            service="vlmir.v1.RestorationService"
+        ),
+        "RestorationService, which nobody serves",
+    ),
+    (
+        "routes",
+        lambda all: find(all, "Certificate", "vlmir-edge")["spec"]["dnsNames"].pop(),
+        "store has no certificate for store.vlmir.example.com",
+    ),
+    (
+        "routes",
+        lambda all: find(all, "BackendTLSPolicy", "vlmir")["spec"]["validation"].update(
+            hostname="gateway"
+        ),
+        "expects gateway, which no certificate names",
+    ),
+    (
+        "routes",
+        lambda all: find(all, "BackendTLSPolicy", "vlmir")["spec"]["targetRefs"][0].update(
+            name="gateway"
+        ),
+        "which is no Service",
+    ),
 ]
 
 
@@ -417,6 +518,15 @@ def test_what_breaks_a_rule_is_found(rule: str, mutate: Break, said: str) -> Non
     assert found
     text = "\n".join(str(finding) for finding in found)
     assert re.search(said, text), text
+
+
+def test_images_may_lie_in_your_registry_and_be_fixed_by_digests() -> None:
+    objects = rendered("gpu")
+    container(objects, "vlmir-sampler")["image"] = f"registry:5000/us/sampler:{__version__}-cuda"
+    container(objects, "vlmir-mlflow")["image"] = f"registry.org/us/mlflow@sha256:{64 * 'a'}"
+    minio = container(objects, "vlmir-minio", "StatefulSet")
+    minio["image"] = f"mirror/{minio['image'].rpartition('/')[2]}@sha256:{64 * 'b'}"
+    assert check(objects, "images") == []
 
 
 def test_a_grpc_probe_asks_at_the_port_of_grpc() -> None:

@@ -51,12 +51,15 @@ def test_what_differs_between_the_environments() -> None:
         for name in ("captioner", "embedder", "sampler", "gateway", "triton")
         if "nvidia.com/gpu" in container(gpu, f"vlmir-{name}")["resources"]["limits"]
     }
-    assert cards == {"captioner", "sampler", "triton"}
+    # What computes where is said in OPERATIONS.md: services.captioner has no setting for a device.
+    assert cards == {"sampler", "triton"}
     assert "nvidia.com/gpu" not in str(cpu + dev)
     assert container(gpu, "vlmir-sampler")["image"].endswith(f":{__version__}-cuda")
     assert container(cpu, "vlmir-sampler")["image"].endswith(f":{__version__}")
     metric = find(gpu, "HorizontalPodAutoscaler", "vlmir-sampler")["spec"]["metrics"][0]
     assert metric["pods"]["metric"]["name"] == "vlmir_queue_depth"
+    metric = find(gpu, "HorizontalPodAutoscaler", "vlmir-captioner")["spec"]["metrics"][0]
+    assert metric["resource"]["name"] == "cpu"
     metric = find(cpu, "HorizontalPodAutoscaler", "vlmir-sampler")["spec"]["metrics"][0]
     assert metric["resource"]["name"] == "cpu"
     kinds = {one["kind"] for one in dev}

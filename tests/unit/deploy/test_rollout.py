@@ -55,9 +55,11 @@ def test_the_parts_come_in_the_order_in_which_they_need_one_another(cluster: Clu
         "Job vlmir-seed",
         "wait job/vlmir-seed",
         "Deployment vlmir-triton",
+        "rollout status deployment/vlmir-sampler",
         "RayService vlmir-restorer",
-        "rollout status deployment/vlmir-gateway",
         "wait rayservice/vlmir-restorer",
+        "Deployment vlmir-gateway",
+        "rollout status deployment/vlmir-gateway",
     ]
     assert [step for step in order if step in path] == path
     objects = {f"{one['kind']} {one['metadata']['name']}" for one in rendered("dev")}
@@ -115,7 +117,7 @@ def test_the_names_of_the_example_are_refused(cluster: Cluster) -> None:
 
 def test_a_training_is_no_deploy(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["deploy", "training"]) == 1
-    assert "kubectl create" in capsys.readouterr().err
+    assert "kubectl apply" in capsys.readouterr().err
 
 
 def test_a_cluster_without_kuberay_is_told(cluster: Cluster) -> None:

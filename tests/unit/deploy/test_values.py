@@ -42,7 +42,7 @@ def test_the_services_take_their_settings(
     for pod in workloads(objects):
         if read_settings(pod, objects, monkeypatch):
             seen.add(pod.component)
-    assert seen == {*SERVICES, "seed"}
+    assert seen == {*SERVICES, "seed", "models"}
 
 
 @pytest.mark.parametrize(

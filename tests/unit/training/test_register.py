@@ -18,6 +18,7 @@ from training.register import find_evaluation
 from training.release.registry import MODELS, aliases, find_version, parts_of
 from vlmir.bundle import Bundle, load_bundle
 from vlmir.errors import BundleError, OptionError
+from vlmir.registry import ONNX_DIGEST, digest_of_onnx
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +52,7 @@ def test_each_part_becomes_a_version_that_says_what_it_is(
         version = registry.get_model_version(name, "1")
         assert version.tags["digest"] == bundle.digests[part]
         assert (version.tags["part"], version.tags["release"]) == (part, "small-1")
+        assert (ONNX_DIGEST in version.tags) == (part == "embedder")
         assert version.description.startswith("# Small")
         assert aliases(registry, part) == {"candidate": "1"}
     assert parts_of(find_version(registry, "candidate")) == FIRST
@@ -60,6 +62,8 @@ def test_each_part_becomes_a_version_that_says_what_it_is(
     papers = {"bundle.json", "MODEL_CARD.md", "evaluation.json", "MLmodel"}
     onnx = {"onnx/clip_image.onnx", "onnx/clip_text.onnx"}
     assert held == weights | papers | onnx | {"captioner/tokenizer.json"}
+    graphs = digest_of_onnx(tmp_path / "embedder" / "onnx")
+    assert registry.get_model_version(MODELS["embedder"], "1").tags[ONNX_DIGEST] == graphs
 
     shapes = {}
     for name in MODELS.values():
