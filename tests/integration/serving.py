@@ -34,12 +34,22 @@ class Application:
     cluster: Cluster
     stub: RestorerServiceStub
     channel: grpc.Channel
+    config: dict[str, Any]
+    """Of Ray Serve."""
 
     def kill_replica(self) -> None:
         """End the replica as a crash would."""
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["name"].startswith("SERVE_REPLICA::vlmir#restorer"):
-                ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
+        for name, namespace in replicas():
+            ray.kill(ray.get_actor(name, namespace=namespace))
+
+    def redeploy(self, **args: Any) -> None:
+        """Do what ``serve deploy`` does with other settings, and return at once."""
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        self.config["applications"][0]["args"] = {**self.cluster.settings, **args}
+        schema = ServeDeploySchema.model_validate(self.config)
+        _get_global_client().deploy_apps(schema, _blocking=False)
 
     def health(self) -> int:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
@@ -47,6 +57,16 @@ class Application:
 
     def wait_for_health(self, wanted: int) -> None:
         wait_until(lambda: self.health() == wanted, within_s=PATIENCE_S)
+
+
+def replicas() -> set[tuple[str, str]]:
+    """Name and namespace of each replica that there is."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return {
+        (actor["name"], actor["namespace"])
+        for actor in actors
+        if actor["name"].startswith("SERVE_REPLICA::vlmir#restorer")
+    }
 
 
 @contextmanager
@@ -109,6 +129,7 @@ def serving(services: Cluster, **args: Any) -> Iterator[Application]:
     services.wait()
     address = f"127.0.0.1:{schema.grpc_options.port}"
     with grpc.insecure_channel(address) as channel:
-        application = Application(address, services, RestorerServiceStub(channel), channel)
+        stub = RestorerServiceStub(channel)
+        application = Application(address, services, stub, channel, config)
         application.wait_for_health(SERVING)
         yield application

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,21 @@ import pytest
 import yaml
 from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from services.common.calls import CALLER, TIME_BUDGET
 from services.common.errors import from_details
 from services.restorer.settings import ClusterSettings
-from tests.integration.calls import NOT_SERVING, SERVING
+from tests.integration.calls import NOT_SERVING, SERVING, process, wait_until
 from tests.integration.cluster import Cluster, starting_cluster
-from tests.integration.serving import CONFIG, PATIENCE_S, Application, running_ray, serving
+from tests.integration.serving import (
+    CONFIG,
+    PATIENCE_S,
+    Application,
+    replicas,
+    running_ray,
+    serving,
+)
 from tests.small import small_preset
 from vlmir.client import RestorationClient
 from vlmir.errors import OptionError
@@ -28,16 +37,64 @@ from vlmir.image import Image, decode, encode
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
 from vlmir.v1 import image_pb2, restorer_pb2
+from vlmir.v1.restorer_pb2_grpc import RestorerServiceStub
 
 WORKERS, QUEUE = 3, 1
 LONG = 100
 """Steps that take seconds."""
+TRACE, CALLER_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 pytestmark = pytest.mark.timeout(300)
 
 
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """A real receiver of OTLP, which keeps the spans of one trace."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, tuple[str, str, str]] = {}
+        """Id → the process, the method, and the parent's id."""
+
+    def Export(self, request: Any, context: Any) -> Any:
+        for resource in request.resource_spans:
+            about = {one.key: one.value.string_value for one in resource.resource.attributes}
+            for span in (span for scope in resource.scope_spans for span in scope.spans):
+                if span.trace_id.hex() == TRACE:
+                    method = span.name.rpartition("/")[2]
+                    told = about["service.name"], method, span.parent_span_id.hex()
+                    self.spans[span.span_id.hex()] = told
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def ways(self) -> set[tuple[str, ...]]:
+        """The hops from the caller to each span that has no child."""
+        parents = {parent for _, _, parent in self.spans.values()}
+        return {tuple(self._way(span)) for span in set(self.spans) - parents}
+
+    def _way(self, span: str) -> list[str]:
+        if span == CALLER_SPAN:
+            return []
+        name, method, parent = self.spans.get(span, ("?", "?", CALLER_SPAN))
+        return [*self._way(parent), f"{name}/{method}"]
+
+
 @pytest.fixture(scope="module")
-def services(small_bundle_folder: Path) -> Iterator[Cluster]:
+def collector() -> Iterator[Collector]:
+    """Where everything that is started meanwhile sends its spans."""
+    collector = Collector()
+    with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
+        receiver = grpc.server(pool)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)
+        port = receiver.add_insecure_port("127.0.0.1:0")
+        receiver.start()
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        try:
+            yield collector
+        finally:
+            receiver.stop(None)
+
+
+@pytest.fixture(scope="module")
+def services(small_bundle_folder: Path, collector: Collector) -> Iterator[Cluster]:
     """Starts first, and is waited for last: Ray starts meanwhile."""
     with starting_cluster(small_bundle_folder) as cluster:
         yield cluster
@@ -180,6 +237,27 @@ def test_a_stream_tells_how_far_it_is(app: Application) -> None:
     assert progress[-1].share == 1
     assert all(decode(one.preview.data).width == 64 for one in progress)
     assert decode(replies[-1].result.image.data).height == 48
+
+
+def test_a_trace_goes_through_all_hops(app: Application, collector: Collector) -> None:
+    through = ["vlmir-gateway/Restore"] * 2 + ["vlmir-restorer/Restore"]
+    asked = {
+        "vlmir-captioner": ("Caption",),
+        "vlmir-embedder": ("EmbedImage", "EmbedText"),
+        "vlmir-sampler": ("Sample",),
+    }
+    wanted = {
+        (*through, f"vlmir-restorer/{method}", f"{name}/{method}")
+        for name, methods in asked.items()
+        for method in methods
+    }
+    sent = (("traceparent", f"00-{TRACE}-{CALLER_SPAN}-01"),)
+    with (
+        process("services.gateway", "--upstream", app.address) as (_, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        RestorerServiceStub(channel).Restore(request(), timeout=PATIENCE_S, metadata=sent)
+        wait_until(lambda: collector.ways() == wanted, told=collector.ways)
 
 
 def test_info_tells_what_is_served(app: Application) -> None:
@@ -382,3 +460,36 @@ def test_without_the_sampler_it_says_so_at_once(app: Application) -> None:
         app.cluster.sampler.restart()
     app.wait_for_health(SERVING)
     assert app.stub.Restore(request(), timeout=PATIENCE_S).result.report.steps == 1
+
+
+def test_a_new_version_takes_over_and_what_is_under_way_ends_on_the_old_one(
+    app: Application, calls: ThreadPoolExecutor
+) -> None:
+    def capacity() -> int:
+        info = app.stub.Info(restorer_pb2.RestorerServiceInfoRequest(), timeout=PATIENCE_S)
+        return int(info.service.queue_capacity)
+
+    stop, ends = threading.Event(), list[int]()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            ends.append(app.stub.Restore(request(), timeout=PATIENCE_S).result.report.steps)
+
+    assert capacity() == WORKERS + QUEUE
+    old = replicas()
+    asked = request(picture(480, 560), steps=LONG)
+    long = calls.submit(app.stub.Restore, asked, timeout=PATIENCE_S)
+    app.cluster.wait_for_depth(1)
+    others = calls.submit(go_on)
+    try:
+        app.redeploy(workers=WORKERS, queue=QUEUE + 1, allow_unconditioned=True)
+        wait_until(lambda: capacity() == WORKERS + QUEUE + 1, within_s=PATIENCE_S)
+        assert not long.done() and old & replicas()  # both are there
+        served = len(ends)
+        wait_until(lambda: len(ends) > served + 3)
+    finally:
+        stop.set()
+    others.result(PATIENCE_S)  # raises what anybody was told
+    assert long.result(PATIENCE_S).result.report.steps == LONG
+    assert len(ends) > 3
+    wait_until(lambda: not old & replicas(), within_s=PATIENCE_S)

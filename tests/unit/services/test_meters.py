@@ -19,12 +19,14 @@ from services.common.telemetry.metrics import Metrics
 from services.restorer.meters import RestorationMeters
 from services.sampler import server
 from services.sampler.batcher import Batcher
+from services.sampler.budget import Budget
 from services.sampler.model import load_model, warm_up
 from tests.unit.deploy.exported import OneDevice
 from tests.unit.services.asking import scraped
 from vlmir.compute import REFERENCE
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
+from vlmir.sampling import CALL_PIXELS
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
 OPTIONS = RestoreOptions(steps=3, degradation="noisy")
@@ -101,8 +103,9 @@ def test_without_a_device_nothing_is_shown_of_any() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
 def test_prometheus_finds_nothing_wrong_with_the_names() -> None:
     batcher = Batcher(active=1, waiting=1, pixels=1, room=1)
+    budget = Budget.of(torch.device("cpu"), call_pixels=CALL_PIXELS)
     metrics = server._metrics(
-        Releases("sampler", partial(load_model, compute=REFERENCE), warm_up), batcher
+        Releases("sampler", partial(load_model, compute=REFERENCE), warm_up), batcher, budget
     )
     RestorationMeters(metrics.instruments)
     observe_gpu(metrics, OneDevice())

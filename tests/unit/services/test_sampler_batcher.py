@@ -201,6 +201,27 @@ def test_progress_is_told_after_each_window_and_previews_after_each_step(watched
     assert [step._replace(x0=None) for step in steps] == plain
 
 
+@pytest.mark.parametrize("realism", [0.0, 1.0])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_preview_is_what_the_network_saw_however_late_it_is_looked_at(
+    watched: Watched, wide: bool, realism: float
+) -> None:
+    wanted = task(watched.sampler, steps=2, realism=realism, wide=wide)
+    pixels = np.ascontiguousarray(wanted.pixels.transpose(1, 2, 0))
+    steps = watched.sampler.sample([pixels], [wanted.conditions], [wanted.seed], wanted.plan)
+    expected = [step.x0.clone() for step in steps if step.x0 is not None]
+
+    async def shown() -> list[Tensor]:
+        with batching() as batcher:
+            events = [event async for event in batcher.run(wanted, previews=True)]
+        return [e.x0 for e in events if isinstance(e, SampleStep) and e.x0 is not None]
+
+    got = asyncio.run(shown())
+    assert len(got) == len(expected) == wanted.plan.evaluations
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 def test_previews_do_not_pile_up_where_nobody_reads(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

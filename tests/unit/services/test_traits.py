@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 
 from services.common.batching import BatchCounts
 from services.common.parcels import Parcels
@@ -25,6 +26,7 @@ from services.embedder.model import BackendChoice, EmbedderModel, loader
 from services.embedder.servicer import EmbedderServicer
 from services.restorer.stages import EmbedderTraits
 from services.sampler.batcher import Batcher
+from services.sampler.budget import Budget
 from services.sampler.model import load_model
 from services.sampler.servicer import SamplerServicer
 from tests.unit.services.stage_servers import PATIENCE_S, Servers, cluster, stub_at
@@ -33,7 +35,7 @@ from vlmir.client.failures import translated
 from vlmir.compute import REFERENCE
 from vlmir.errors import ReleaseError
 from vlmir.image import Limits
-from vlmir.sampling import DiffusionSampler
+from vlmir.sampling import CALL_PIXELS, DiffusionSampler
 from vlmir.v1.embedder_pb2 import EmbedderServiceInfoRequest
 from vlmir.v1.embedder_pb2_grpc import EmbedderServiceStub, add_EmbedderServiceServicer_to_server
 from vlmir.v1.sampler_pb2_grpc import add_SamplerServiceServicer_to_server
@@ -97,6 +99,7 @@ def services() -> Iterator[Services]:
             limits=Limits(),
             max_window=2**18,
             limit_s=60,
+            budget=Budget.of(torch.device("cpu"), call_pixels=CALL_PIXELS),
             parcels=Parcels(),
             device="",
         ),

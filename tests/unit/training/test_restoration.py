@@ -81,7 +81,8 @@ def test_floats_reach_the_network_unclipped(
     gt = scene(0)
     noise = np.random.default_rng(0).normal(0, 50, gt.shape)
     lq = ((gt + noise) / 255).astype(np.float32)
-    found = measure_bench(restorer, [(lq, gt)], RestoreOptions(), Judges(), title="test")
+    options = RestoreOptions(degradation="noisy")
+    found = measure_bench(restorer, [(lq, gt)], options, Judges(), title="test")
     (mu,) = seen
     assert np.array_equal(mu[0].permute(1, 2, 0).numpy(), lq) and lq.min() < -0.1
     assert found["input_psnr"] == pytest.approx(14.15, abs=0.2)
