@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from vlmir.image.sniff import sniff_format
 from vlmir.pipeline import Progress, Report, Restoration, RestoreOptions
 from vlmir.v1 import image_pb2, restorer_pb2, sampler_pb2
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
     "Delivery",
     "image_bytes",
@@ -25,7 +28,10 @@ __all__ = [
     "report_message",
     "restore_options",
     "restore_replies",
+    "thinned",
 ]
+
+Planes = TypeVar("Planes", npt.NDArray[np.float32], "Tensor")
 
 _FORMATS: dict[str, image_pb2.ImageFormat.ValueType] = {
     "png": image_pb2.IMAGE_FORMAT_PNG,
@@ -170,18 +176,24 @@ def _progress_replies(
 
 
 def preview_message(pixels: npt.NDArray[np.float32]) -> image_pb2.EncodedImage:
-    """A JPEG of ``pixels`` (H×W×3, 0…1), thinned out to at most 1024 pixels a side.
-
-    Every n-th pixel is taken: a preview goes out at each step, and must cost next to nothing.
-    """
-    stride = math.ceil(max(pixels.shape[:2]) / _PREVIEW_SIDE)
-    image = Image(pixels=np.ascontiguousarray(pixels[::stride, ::stride]), format="jpeg")
+    """A JPEG of ``pixels`` (H×W×3, 0…1), thinned out to at most 1024 pixels a side."""
+    small = thinned(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
+    image = Image(pixels=np.ascontiguousarray(small), format="jpeg")
     return image_pb2.EncodedImage(
         format=image_pb2.IMAGE_FORMAT_JPEG,
         width=image.width,
         height=image.height,
         data=encode(image, quality=_PREVIEW_QUALITY),
     )
+
+
+def thinned(planes: Planes) -> Planes:
+    """A view of ``planes`` (…×H×W) with at most 1024 pixels a side.
+
+    Every n-th pixel is taken: a preview goes out at each step, and must cost next to nothing.
+    """
+    stride = math.ceil(max(planes.shape[-2:]) / _PREVIEW_SIDE)
+    return planes[..., ::stride, ::stride]
 
 
 def report_message(report: Report) -> restorer_pb2.Report:

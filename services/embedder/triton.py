@@ -6,20 +6,26 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from services.common.batching import Admission
+from services.common.calls import request_id
+from services.common.telemetry import tracing
 from services.embedder.backends import GRAPHS, Array, Ids, Seen
 from vlmir.errors import BundleError, DeadlineError, UnavailableError, VlmirError
 
 __all__ = ["Triton", "TritonBackend"]
 
 log = logging.getLogger("vlmir.triton")
+
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 _PATIENCE_S = 5.0
 """Seconds for what no caller waits for: a question about a model, a trial."""
@@ -86,13 +92,15 @@ class Triton:
         """
         left = None if deadline is None else max(0.001, deadline - time.monotonic())
         try:
-            answer = await self._client.infer(
-                model,
-                [_input(name, batch) for name, batch in inputs.items()],
-                model_version=version,
-                outputs=[InferRequestedOutput(name) for name in outputs],
-                client_timeout=left,
-            )
+            with _traced() as headers:
+                answer = await self._client.infer(
+                    model,
+                    [_input(name, batch) for name, batch in inputs.items()],
+                    model_version=version,
+                    outputs=[InferRequestedOutput(name) for name in outputs],
+                    client_timeout=left,
+                    headers=headers,
+                )
         except InferenceServerException as error:
             raise self._translated(error, model) from error
         return [answer.as_numpy(name) for name in outputs]
@@ -161,6 +169,24 @@ class Triton:
         return kind(
             f"Triton at {self.address} cannot run {model} at present; its log tells why: {error.message()}"
         )
+
+
+@contextmanager
+def _traced() -> Iterator[dict[str, str]]:
+    """A span around a call, whose headers go along; trials, which belong to no request, would drown the rest."""
+    if request_id.get() == "-":
+        yield {}
+        return
+    span, code = tracing.client_span(_INFER), grpc.StatusCode.CANCELLED
+    try:
+        yield dict(span.headers)
+        code = grpc.StatusCode.OK
+    except InferenceServerException as error:
+        name = str(error.status()).removeprefix("StatusCode.")
+        code = getattr(grpc.StatusCode, name, grpc.StatusCode.UNKNOWN)
+        raise
+    finally:
+        span.end(code)
 
 
 def _versions(notes: Mapping[str, str]) -> dict[str, str]:

@@ -95,7 +95,7 @@ class ModelFollower:
         self._registry, self._repository, self._triton = registry, repository, triton
         self._embedder, self._export = embedder, export
         self._champion: tuple[str, Embedder] | None = None
-        # What could not be exported or loaded, why, when to try again, and how long the last pause was.
+        # What could not be exported, stored or loaded, why, when to try again, and how long the last pause was.
         self._failed: Embedder | None = None
         self._why: Exception = UnavailableError("")
         self._not_before, self._pause_s = 0.0, 0.0
@@ -141,20 +141,28 @@ class ModelFollower:
         elif time.monotonic() < self._not_before:
             raise self._why
 
-        def export(out: Path) -> None:
-            try:
-                self._export(champion, out)
-            except Exception as error:
-                self._pause(wanted, error)
-                raise
-
         with Triton.connected(self._triton) as triton:
             has = triton.has(wanted)  # before anything changes: Triton must answer
-            if self._repository.publish(wanted, export):
-                log.info("the models of embedder version %s are published", wanted.version)
+            self._publish(wanted, champion)
             if not has:
                 self._load(triton, wanted)
         self._failed = None
+
+    def _publish(self, wanted: Embedder, champion: Version) -> None:
+        begun = False
+
+        def export(out: Path) -> None:
+            nonlocal begun
+            begun = True
+            self._export(champion, out)
+
+        try:
+            if self._repository.publish(wanted, export):
+                log.info("the models of embedder version %s are published", wanted.version)
+        except Exception as error:
+            if begun:  # also where the export was well, and could not be stored
+                self._pause(wanted, error)
+            raise
 
     def _wanted(self) -> tuple[Embedder, Version]:
         champion = self._registry.champion()

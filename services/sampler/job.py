@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from services.common.wire import thinned
 from vlmir.sampling import Conditions, DiffusionSampler, PictureRun, Plan, SampleStep
 from vlmir.sweeps import Evaluation, Sweep, padded
 
@@ -141,11 +142,13 @@ class Job:
 
     def _preview(self, x0: Tensor) -> Tensor | None:
         """``x0`` if it is wanted and its reader keeps up: previews must not pile up where nobody reads them."""
-        unread = self._shown - self.read
-        if not self._previews or (unread and unread + x0.nbytes > _MOST_UNREAD):
+        if not self._previews:
             return None
-        self._shown += x0.nbytes
-        return x0
+        unread, shown = self._shown - self.read, thinned(x0)
+        if unread and unread + shown.nbytes > _MOST_UNREAD:
+            return None
+        self._shown += shown.nbytes
+        return shown.clone()  # the run goes on to change x0 before anybody has looked at it
 
     def _advance(self) -> Sampled | None:
         assert self._run is not None

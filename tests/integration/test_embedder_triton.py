@@ -14,7 +14,11 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
+from services.common.telemetry import tracing
 from services.embedder.server import SERVICE, running
 from services.embedder.settings import EmbedderSettings
 from tests.integration.calls import (
@@ -90,6 +94,32 @@ def test_triton_gives_the_librarys_numbers(
         assert info.service.device == f"{triton.address}, triton"
 
     serving(small_bundle_folder, triton, test)
+
+
+def test_a_trace_goes_on_to_triton_and_trials_are_left_out(
+    triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
+) -> None:
+    exporter = InMemorySpanExporter()
+    tracing.start("test", SimpleSpanProcessor(exporter))
+
+    async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
+        await stub.EmbedImage(asked(small.view_maker, picture(0)))
+        await stub.EmbedText(EmbedTextRequest(text="a dog"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.EmbedImage(asked(small.view_maker, picture(0)), timeout=0.001)
+        await asyncio.sleep(0.3)  # some trials
+
+    try:
+        serving(small_bundle_folder, triton, test)
+    finally:
+        tracing.stop()
+    spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
+    calls = [span for span in spans.values() if span.name.endswith("/ModelInfer")]
+    assert {span.kind for span in calls} == {SpanKind.CLIENT}
+    asking = [spans[span.parent.span_id].name.rpartition("/")[2] for span in calls if span.parent]
+    assert sorted(set(asking)) == ["EmbedImage", "EmbedText"] and len(asking) == len(calls)
+    codes = [(span.attributes or {})["rpc.grpc.status_code"] for span in calls]
+    assert codes.count(0) == 2
 
 
 def test_deadlines_reach_triton_and_places_are_bounded(

@@ -23,7 +23,7 @@ from tests.integration.calls import metrics, wait_until
 from tests.integration.cluster import starting_cluster
 from tests.integration.link import Link, slow_link
 from tests.integration.load import HEALTHY_S, PATIENCE_S, Answer, Load, Photo, ask, photo
-from tests.integration.serving import Application, running_ray, serving
+from tests.integration.serving import Application, replicas, running_ray, serving
 from tests.measured import measured_bundle
 from tests.mlflow_server import MlflowServer
 from training.register import find_evaluation, register
@@ -321,3 +321,34 @@ def test_who_has_too_little_time_is_told_so_in_time(
     assert (
         cluster.ended("CANCELLED", "DEADLINE_EXCEEDED") - over == cluster.long_begun() - begun > 0
     )
+
+
+def test_a_new_version_takes_over_and_what_is_under_way_ends_on_the_old_one(
+    cluster: Everything, photos: list[Photo]
+) -> None:
+    """The last test: what is deployed here goes to the sampler directly."""
+    load, old, begun = Load(cluster.app.address), replicas(), cluster.long_begun()
+    with load.on(photos):
+        load.wait_for_whole(3)
+        held = cluster.restore(steps=5)
+        wait_until(lambda: cluster.long_begun() > begun)
+        cluster.link.hangs = True
+        try:
+            address = cluster.app.cluster.sampler.address
+            cluster.app.redeploy(sampler=address, workers=WORKERS, queue=QUEUE + 1)
+            wait_until(lambda: capacities(cluster) == {WORKERS + QUEUE + 1}, within_s=PATIENCE_S)
+            assert not held.done() and old <= replicas()
+            assert cluster.restore(size=(40, 72), steps=1).result().result.report.steps == 1
+        finally:
+            cluster.link.hangs = False
+        assert held.result().result.report.steps == 5
+        load.wait_for_whole(6, after=time.monotonic())
+    check(load)
+    wait_until(lambda: not old & replicas(), within_s=PATIENCE_S)
+
+
+def capacities(cluster: Everything) -> set[int]:
+    """What some calls in a row are told of how many pictures are taken."""
+    wanted = restorer_pb2.RestorerServiceInfoRequest()
+    told = [cluster.app.stub.Info(wanted, timeout=PATIENCE_S) for _ in range(5)]
+    return {info.service.queue_capacity for info in told}

@@ -360,6 +360,33 @@ def test_a_model_that_triton_cannot_load_is_taken_back(
     assert versions(triton) == both(1)
 
 
+def test_a_repository_that_takes_nothing_is_not_exported_for_again_and_again(
+    registry: Registry, place: Path, triton: RealTriton, caplog: pytest.LogCaptureFixture
+) -> None:
+    exports = list[str]()
+
+    def counted(version: Version, out: Path) -> None:
+        exports.append(version.number)
+        registry.export(version, out)
+
+    follower = ModelFollower(
+        MlflowRegistry(FOLLOW),
+        open_repository(str(place), "python"),
+        triton.address,
+        embedder=registry.embedder,
+        export=counted,
+    )
+    in_the_way = place / "clip_image" / "2"
+    in_the_way.touch()
+    registry.move(2)
+    for _ in range(3):
+        follower.look()
+    assert exports == ["2"]
+    (warning,) = [one for one in caplog.records if one.name == "vlmir.models"]
+    assert "cannot be written" in warning.getMessage()
+    assert versions(triton) == both(1)
+
+
 @needs_s3
 def test_a_bucket_is_published_to_and_pruned_as_a_folder(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

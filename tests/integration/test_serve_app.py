@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,11 @@ from tests.integration.serving import (
     CONFIG,
     PATIENCE_S,
     Application,
-    replicas,
     running_ray,
     serving,
 )
 from tests.small import small_preset
+from tests.unit.image.samples import png_header
 from vlmir.client import RestorationClient
 from vlmir.errors import OptionError
 from vlmir.image import Image, decode, encode
@@ -286,7 +285,11 @@ def test_health_is_told_once_and_whenever_it_changes(app: Application) -> None:
     [
         ({"image": image_pb2.ImageSource(data=b"no picture")}, "image"),
         ({"image": image_pb2.ImageSource(data=picture()[:-100])}, "truncated"),
+        ({"image": image_pb2.ImageSource(data=png_header(40_000, 40_000))}, "40000×40000"),
+        ({"image": image_pb2.ImageSource(data=png_header(0, 0))}, "png"),
+        ({"image": image_pb2.ImageSource(data=b"%PDF-1.7 no picture" * 9)}, "image"),
         ({"image": image_pb2.ImageSource(uri="s3://elsewhere/key")}, "bucket"),
+        ({"image": image_pb2.ImageSource(uri="s3://vlmir/../../etc/passwd")}, "s3://"),
         ({"options": restorer_pb2.RestoreOptions(solver="magic")}, "solver"),
         ({"options": restorer_pb2.RestoreOptions(steps=0)}, "steps"),
         ({"request_id": "no/slash"}, "request_id"),
@@ -460,36 +463,3 @@ def test_without_the_sampler_it_says_so_at_once(app: Application) -> None:
         app.cluster.sampler.restart()
     app.wait_for_health(SERVING)
     assert app.stub.Restore(request(), timeout=PATIENCE_S).result.report.steps == 1
-
-
-def test_a_new_version_takes_over_and_what_is_under_way_ends_on_the_old_one(
-    app: Application, calls: ThreadPoolExecutor
-) -> None:
-    def capacity() -> int:
-        info = app.stub.Info(restorer_pb2.RestorerServiceInfoRequest(), timeout=PATIENCE_S)
-        return int(info.service.queue_capacity)
-
-    stop, ends = threading.Event(), list[int]()
-
-    def go_on() -> None:
-        while not stop.is_set():
-            ends.append(app.stub.Restore(request(), timeout=PATIENCE_S).result.report.steps)
-
-    assert capacity() == WORKERS + QUEUE
-    old = replicas()
-    asked = request(picture(480, 560), steps=LONG)
-    long = calls.submit(app.stub.Restore, asked, timeout=PATIENCE_S)
-    app.cluster.wait_for_depth(1)
-    others = calls.submit(go_on)
-    try:
-        app.redeploy(workers=WORKERS, queue=QUEUE + 1, allow_unconditioned=True)
-        wait_until(lambda: capacity() == WORKERS + QUEUE + 1, within_s=PATIENCE_S)
-        assert not long.done() and old & replicas()  # both are there
-        served = len(ends)
-        wait_until(lambda: len(ends) > served + 3)
-    finally:
-        stop.set()
-    others.result(PATIENCE_S)  # raises what anybody was told
-    assert long.result(PATIENCE_S).result.report.steps == LONG
-    assert len(ends) > 3
-    wait_until(lambda: not old & replicas(), within_s=PATIENCE_S)

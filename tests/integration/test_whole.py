@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.data import astronaut
 
 from tests.integration.calls import metrics
 from tests.integration.load import HEALTHY_S, PATIENCE_S, Answer, Load, Photo, ask, photo
@@ -18,6 +19,7 @@ from tests.integration.triton import needs_triton
 from tests.unit.services.s3 import needs_s3
 from vlmir.client import RestorationClient
 from vlmir.errors import OverloadedError, UnavailableError
+from vlmir.image import Image, encode
 from vlmir.options import RestoreOptions
 from vlmir.pipeline import Restorer
 from vlmir.v1 import restorer_pb2
@@ -52,14 +54,27 @@ def photos(library: Restorer) -> list[Photo]:
     return [photo(number, size, OPTIONS, libraries) for number, size in enumerate(SIZES)]
 
 
-def test_a_picture_goes_through_everything(stack: Stack, photos: list[Photo]) -> None:
-    before = metrics(stack.app.cluster.embedder.metrics_port)
+def test_a_photo_goes_through_everything(stack: Stack, library: Restorer) -> None:
+    levels = np.ascontiguousarray(astronaut()[40:136, 160:288])
+    data = encode(Image.from_levels(levels), format="png")
+    photo = Photo(data, OPTIONS, {library.release: library.restore(data, OPTIONS)})
+    before = inferred(stack)
     with RestorationClient(stack.app.address, upload_above=0, timeout_s=PATIENCE_S) as client:
-        answer = ask(client, photos[0])
+        assert client.info().takes_uploads
+        answer = ask(client, photo)
     answer.check()
     assert kept(stack, answer) == answer.restored.image_bytes
-    embedded = metrics(stack.app.cluster.embedder.metrics_port)
-    assert before != embedded
+    assert all(now > then for then, now in zip(before, inferred(stack), strict=True))
+
+
+def inferred(stack: Stack) -> list[float]:
+    """How often each of Triton's models was asked."""
+    counted = metrics(stack.triton.metrics_port)
+    name = "nv_inference_request_success"
+    return [
+        sum(value for key, value in counted.items() if key.startswith(name) and model in key)
+        for model in ("clip_image", "clip_text")
+    ]
 
 
 def test_big_arrays_go_by_way_of_the_store(stack: Stack, photos: list[Photo]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import http.server
+import logging
 import os
 import signal
 import threading
@@ -17,17 +18,21 @@ import pytest
 
 from services.common import weights as weights_module
 from services.common.follower import Cache, Follower
+from services.common.info import Load, service_info
 from services.common.registry import MlflowRegistry, parted
 from services.common.releases import Releases
 from services.common.security import without_addresses
 from services.common.settings import WeightsSettings
-from services.common.weights import weights
+from services.common.telemetry.metrics import Metrics
+from services.common.weights import observe_releases, weights
 from services.sampler import server as sampler_server
 from services.sampler.settings import SamplerSettings
+from tests.integration.calls import metrics as scraped
 from tests.unit.services.test_releases import Maker, Model, Shelf, variant
 from vlmir.bundle import Bundle
 from vlmir.compute import Compute
 from vlmir.errors import UnavailableError
+from vlmir.image import Limits
 from vlmir.registry import SAMPLER
 
 FOLLOW = f"models:/{SAMPLER}@champion"
@@ -154,6 +159,41 @@ def test_what_info_says_of_a_refused_release_has_no_addresses(
     following.look()
     following.look()  # that of the cache, that of the registry
     assert releases.refused == "small-0@v0: … is no graph"
+
+
+def test_a_digest_mismatch_shows_in_info_metrics_and_log(
+    shelf: Shelf,
+    small_bundle_folder: Path,
+    maker: Maker,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shelf.folders.append(variant(small_bundle_folder, tmp_path / "small-1", shift=0.1).folder)
+    weights_file = shelf.folders[1] / "sampler" / "model.safetensors"
+    content = weights_file.read_bytes()
+    weights_file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    releases, metrics = maker.releases(), Metrics()
+    observe_releases(metrics, releases)
+    following = follower(shelf, releases, tmp_path / "cache")
+    endpoint = metrics.serve("127.0.0.1", 0)
+    port = int(endpoint.address.rpartition(":")[2])
+
+    def look(number: int) -> tuple[str, str, float]:
+        shelf.number = number
+        following.look()
+        info = service_info(releases, device="cpu", limits=Limits(), load=Load(0, 1))
+        return info.release, info.refused_release, scraped(port)["vlmir_refused_release"]
+
+    try:
+        assert look(0) == ("small-0@v0", "", 0)
+        release, refused, counted = look(1)
+        assert (release, counted) == ("small-0@v0", 1)
+        assert refused.startswith("small-1@v1: ") and "digest mismatch" in refused
+        (told,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+        assert refused in told.getMessage() and "small-0@v0 serves on" in told.getMessage()
+        assert look(0) == ("small-0@v0", "", 0)
+    finally:
+        endpoint.close()
 
 
 # The cache.
