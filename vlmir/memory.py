@@ -153,7 +153,7 @@ class MemoryPlanner:
         multiple = self._sampler.unet.multiple
         # The last of a row or column may be a little longer than the others.
         largest = max(a * b for a, b in {padded((w.height, w.width), multiple) for w in windows})
-        evaluations = len(windows) * (4 if plan.ensemble else 1)
+        evaluations = len(windows) * len(plan.mirrors)
         return largest * max(1, min(evaluations, plan.call_pixels // largest))
 
     def _copies(self, plan: Plan) -> tuple[float, float]:

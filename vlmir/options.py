@@ -38,7 +38,7 @@ class RestoreOptions:
     The first step gives the mean, so at 0 no other is made.
     """
     ensemble: bool = False
-    """Average over the picture and its three mirror images at every evaluation: four times the work, less error."""
+    """Average over the picture and its mirror images at every evaluation: less error for up to four times the work."""
     caption: str | None = None
     """What the picture shows, in place of the captioner's sentence."""
     use_caption: bool = True

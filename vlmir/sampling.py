@@ -84,11 +84,21 @@ class Plan:
     tile: int | None
     """Tile side in pixels; 0 for none, None for the preset's."""
     ensemble: bool = False
-    """Whether each evaluation is the mean over the picture's four mirror images."""
+    """Whether each evaluation is the mean over the picture's mirror images."""
     wide: bool = False
     """Whether the mean is sought at half the size, too, for damage that spans wide areas."""
     call_pixels: int = CALL_PIXELS
     """Most pixels in one call of the network by :meth:`DiffusionSampler.sample`; a window with more goes alone."""
+
+    @property
+    def mirrors(self) -> tuple[tuple[int, ...], ...]:
+        """The axes along which the picture is flipped, for each image over which an evaluation is the mean.
+
+        Where damage spans wide areas, an upside-down picture is another one: haze thickens and light comes from above.
+        """
+        if not self.ensemble:
+            return MIRRORS[:1]
+        return MIRRORS[:2] if self.wide else MIRRORS
 
     @property
     def states(self) -> int:
@@ -141,7 +151,7 @@ class DiffusionSampler:
         pixels = plan.states * self._window_pixels(height, width, plan)
         if plan.wide:
             pixels += self._window_pixels(*_halved(height, width), plan)
-        return pixels * len(_mirrors(plan))
+        return pixels * len(plan.mirrors)
 
     def _window_pixels(self, height: int, width: int, plan: Plan) -> int:
         windows = self.tile_plan(height, width, plan.tile).windows
@@ -227,7 +237,7 @@ class DiffusionSampler:
             mu=mu,
             conditioning=self._prepare(conditions),
             tiles=self.tile_plan(mu.shape[1], mu.shape[2], plan.tile),
-            mirrors=_mirrors(plan),
+            mirrors=plan.mirrors,
             evaluations=plan.evaluations,
             schedule=self.schedule,
             prediction=self.config.prediction,
@@ -407,10 +417,6 @@ def _at_half(picture: Tensor) -> Tensor:
     """A picture (3×H×W) at half its size, each pixel the mean of those that it stands for."""
     height, width = picture.shape[1:]
     return F.interpolate(picture[None], _halved(height, width), mode="area")[0]
-
-
-def _mirrors(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    return MIRRORS if plan.ensemble else MIRRORS[:1]
 
 
 def _result(run: PictureRun) -> Tensor:

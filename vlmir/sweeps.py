@@ -31,7 +31,8 @@ class SampleStep(NamedTuple):
     share: float
     """Share of all the work that is done, above 0, at most 1."""
     x0: Tensor | None
-    """After the last window of an evaluation: the clean picture as the network sees it now, B×3×H×W."""
+    """After the last window of an evaluation: the clean picture as the network sees it now, B×3×H×W, or at half the
+    size where it was looked at so. It may change when the run goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

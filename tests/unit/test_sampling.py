@@ -161,6 +161,16 @@ def test_a_wide_look_is_a_quarter_of_the_work(sampler: DiffusionSampler) -> None
     assert costs[1] == 1.25 * costs[0]
 
 
+def test_wide_damage_is_not_judged_upside_down(sampler: DiffusionSampler) -> None:
+    lq = pictures(1, 40, 64)
+    mirrored = [np.flip(lq[0], 1).copy()]
+    alone = [seen(sampler, one, plan(realism=0))[0] for one in (lq, mirrored)]
+    wide = plan(realism=0, ensemble=True, wide=True)
+    fine, _ = seen(sampler, lq, wide)
+    assert np.abs(fine - (alone[0] + np.flip(alone[1], 1)) / 2).max() < 1e-5
+    assert sampler.cost(40, 64, wide) == 2 * sampler.cost(40, 64, plan(realism=0, wide=True))
+
+
 def test_the_mean_needs_no_seed(sampler: DiffusionSampler) -> None:
     lq = pictures(1)
     first, other = (run(sampler, lq, [NOTHING], [seed], plan(realism=0))[0] for seed in (1, 2))

@@ -82,7 +82,7 @@ def _add_restore(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     model.add_argument(
         "--ensemble",
         action="store_true",
-        help="average over mirror images: fewer errors, four times the work",
+        help="average over mirror images: fewer errors, up to four times the work",
     )
     model.add_argument(
         "--strength",

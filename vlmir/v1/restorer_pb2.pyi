@@ -63,7 +63,7 @@ class RestoreOptions(_message.Message):
     lossless: _builtins.bool
     """True for lossless WebP. Default false."""
     ensemble: _builtins.bool
-    """True to average over mirror images at every evaluation: fewer errors, four times the work. Default false."""
+    """True to average over mirror images at every evaluation: fewer errors, up to four times the work. Default false."""
     def __init__(
         self,
         *,
