@@ -35,7 +35,7 @@ def drawn(pool: Pool, *, real: bool, count: int = 40) -> list[tuple[Bytes, Bytes
 
 def test_real_pairs_come_in_other_hazes_and_other_colours(pool: Pool) -> None:
     found = drawn(pool, real=True)
-    assert len({hazy.tobytes() for _, _, hazy, _ in found}) > 25
+    assert len({hazy.tobytes() for _, _, hazy, _ in found}) > 15
     assert any(np.array_equal(lq, hazy) for lq, _, hazy, _ in found)  # some stay as they are
     kept = [np.array_equal(gt, clean) for _, gt, _, clean in found]
     assert any(kept) and not all(kept)
