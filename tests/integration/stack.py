@@ -35,13 +35,10 @@ class Stack:
     def memory(self) -> int:
         """Bytes that the services hold, and the restorer's biggest replica: with load there come more of them."""
         own = [one for service in self.app.cluster.services for one in service.processes]
+        replicas = [one for one in psutil.process_iter() if one.name().startswith(REPLICA[:15])]
         assert len(own) == 3
         held = [one.memory_full_info().uss for one in own]
-        return sum(held) + max(one.memory_full_info().uss for one in self.replicas())
-
-    def replicas(self) -> list[psutil.Process]:
-        """The restorer's."""
-        return [one for one in psutil.process_iter() if one.name().startswith(REPLICA[:15])]
+        return sum(held) + max(one.memory_full_info().uss for one in replicas)
 
 
 @contextmanager

@@ -125,7 +125,6 @@ def test_two_hundred_pictures_of_sixteen_clients(
     assert done[STEPS_DONE] == PICTURES * STEPS
     assert mean > 3
     assert grown <= 0.05
-    assert len(stack.replicas()) > 1  # of one at the start: there were more clients than one should have
     for answer in answers:
         answer.check()
 
