@@ -44,10 +44,19 @@ class Application:
 
     def redeploy(self, **args: Any) -> None:
         """Do what ``serve deploy`` does with other settings, and return at once."""
+        self.config["applications"][0]["args"] = {**self.cluster.settings, **args}
+        self._deploy()
+
+    def rescale(self, **autoscaling: float) -> None:
+        """Likewise with other numbers for how replicas come and go."""
+        (deployment,) = self.config["applications"][0]["deployments"]
+        deployment["autoscaling_config"] |= autoscaling
+        self._deploy()
+
+    def _deploy(self) -> None:
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
-        self.config["applications"][0]["args"] = {**self.cluster.settings, **args}
         schema = ServeDeploySchema.model_validate(self.config)
         _get_global_client().deploy_apps(schema, _blocking=False)
 

@@ -326,7 +326,7 @@ def test_who_has_too_little_time_is_told_so_in_time(
 def test_a_new_version_takes_over_and_what_is_under_way_ends_on_the_old_one(
     cluster: Everything, photos: list[Photo]
 ) -> None:
-    """The last test: what is deployed here goes to the sampler directly."""
+    """The last but one: what is deployed here goes to the sampler directly."""
     load, old, begun = Load(cluster.app.address), replicas(), cluster.long_begun()
     with load.on(photos):
         load.wait_for_whole(3)
@@ -345,6 +345,24 @@ def test_a_new_version_takes_over_and_what_is_under_way_ends_on_the_old_one(
         load.wait_for_whole(6, after=time.monotonic())
     check(load)
     wait_until(lambda: not old & replicas(), within_s=PATIENCE_S)
+
+
+def test_replicas_come_with_load_and_go_without(cluster: Everything, photos: list[Photo]) -> None:
+    """As shipped, but with one picture for each replica and less patience; the last test."""
+    load = Load(cluster.app.address)
+    wait_until(lambda: len(replicas()) == 1, within_s=PATIENCE_S)
+    cluster.app.rescale(
+        target_ongoing_requests=1,
+        upscale_delay_s=1,
+        downscale_delay_s=1,
+        look_back_period_s=2,
+        metrics_interval_s=0.5,
+    )
+    with load.on(photos):
+        wait_until(lambda: len(replicas()) > 1, within_s=PATIENCE_S)
+        load.wait_for_whole(6, after=time.monotonic())
+    check(load)
+    wait_until(lambda: len(replicas()) == 1, within_s=PATIENCE_S)
 
 
 def capacities(cluster: Everything) -> set[int]:

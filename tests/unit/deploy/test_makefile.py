@@ -16,12 +16,14 @@ from deploy.manifests.render import ENVIRONMENTS, parse
 from tests.unit.deploy.manifests import needs_kubectl, rendered
 
 ROOT = Path(__file__).parents[3]
+CALLERS = ("ENV", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+"""Variables of whoever runs the tests; `make test` tells its own."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
 
 
 def make(*words: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("ENV", "ARGS")}
+    environment = {key: value for key, value in os.environ.items() if key not in CALLERS}
     if path is not None:
         environment["PATH"] = path
     return subprocess.run(
