@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.captioned import CaptionedPhotos
@@ -26,14 +27,14 @@ def retrieval_recall(embedder: ClipEmbedder, photos: CaptionedPhotos, k: int) ->
     size = embedder.network.config.clip.vision_cfg.image_size
     images = torch.cat(
         [
-            clip.encode_image(normalize(content_view(photos.batch(part), size)), normalize=True)
+            clip.encode_image(normalize(content_view(photos.batch(part), size)))
             for part in torch.split(photos.test, BATCH)
         ]
     )
     captions = [(row, c) for row, i in enumerate(photos.test.tolist()) for c in photos.captions[i]]
     ids = embedder.tokenize([caption for _, caption in captions])
-    texts = torch.cat([clip.encode_text(part, normalize=True) for part in torch.split(ids, 500)])
-    similarity: Tensor = texts @ images.T
+    texts = torch.cat([clip.encode_text(part) for part in torch.split(ids, 500)])
+    similarity: Tensor = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
     own = similarity[torch.arange(len(captions)), torch.tensor([row for row, _ in captions])]
     rank = (similarity > own[:, None]).sum(1)
     return float((rank < k).float().mean())
