@@ -16,7 +16,7 @@ import torch
 from vlmir.config import UNetConfig
 from vlmir.errors import LimitError
 from vlmir.nn.attention import LinearAttention
-from vlmir.sampling import DiffusionSampler, Plan
+from vlmir.sampling import MIRRORS, DiffusionSampler, Plan
 from vlmir.sweeps import padded
 
 __all__ = ["MOST_COPIES", "MemoryPlanner", "Need", "activations", "free_memory", "picture_room"]
@@ -153,7 +153,8 @@ class MemoryPlanner:
         multiple = self._sampler.unet.multiple
         # The last of a row or column may be a little longer than the others.
         largest = max(a * b for a, b in {padded((w.height, w.width), multiple) for w in windows})
-        evaluations = len(windows) * len(plan.mirrors)
+        # As many mirror images as there may be: a plan is fitted before it is known whether the damage is wide.
+        evaluations = len(windows) * (len(MIRRORS) if plan.ensemble else 1)
         return largest * max(1, min(evaluations, plan.call_pixels // largest))
 
     def _copies(self, plan: Plan) -> tuple[float, float]:

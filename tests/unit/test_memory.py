@@ -102,6 +102,17 @@ def test_need_grows_with_the_picture_and_the_tile(small: DiffusionSampler) -> No
     assert by_size == sorted(set(by_size))
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_what_fits_for_wide_damage_fits_for_any(small: DiffusionSampler, ensemble: bool) -> None:
+    """The damage is not known yet when a plan is fitted."""
+    plan = replace(PLAN, ensemble=ensemble)
+    for size in ((64, 64), (128, 192), (1000, 700)):
+        wide, other = (
+            planner(small).need(*size, replace(plan, wide=wide)).host for wide in (True, False)
+        )
+        assert wide >= other
+
+
 def test_bfloat16_halves_the_activations(small: DiffusionSampler) -> None:
     plan = replace(PLAN, tile=512)
     full, half = (
