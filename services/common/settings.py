@@ -10,13 +10,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from vlmir.image import Limits
 from vlmir.options import Precision
 
-__all__ = ["ChannelSettings", "ComputeSettings", "ServerSettings", "WeightsSettings"]
+__all__ = [
+    "ChannelSettings",
+    "ComputeSettings",
+    "ProcessSettings",
+    "ServerSettings",
+    "WeightsSettings",
+]
 
 _LIMITS = Limits()
 
 
-class ServerSettings(BaseSettings):
-    """What all servers can be told; a flag wins over its environment variable."""
+class ProcessSettings(BaseSettings):
+    """What all processes that run on can be told; a flag wins over its environment variable."""
 
     model_config = SettingsConfigDict(
         env_prefix="VLMIR_",
@@ -25,6 +31,19 @@ class ServerSettings(BaseSettings):
         extra="ignore",
         frozen=True,
     )
+
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
+    )
+    log_format: str = Field(
+        "text",
+        pattern="^(text|json)$",
+        description="Log lines for people, or one JSON object each.",
+    )
+
+
+class ServerSettings(ProcessSettings):
+    """What all servers can be told."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -54,14 +73,6 @@ class ServerSettings(BaseSettings):
         ge=0,
         description="Seconds after which callers connect anew, and so find servers that are new behind a name; calls "
         "under way go on. 0 for never.",
-    )
-    log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
-    )
-    log_format: str = Field(
-        "text",
-        pattern="^(text|json)$",
-        description="Log lines for people, or one JSON object each.",
     )
     metrics_port: int | None = Field(
         None,

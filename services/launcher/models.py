@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.main import read_settings
 from services.common.registry import MlflowRegistry, Registry, Version
+from services.common.settings import ProcessSettings
 from services.common.telemetry.logs import configure_logging
 from services.launcher.plan import FOLLOW
 from services.launcher.repository import Backend, Embedder, ModelRepository, open_repository
@@ -38,16 +38,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 900.0
 """Seconds until what failed is tried again: after each failure twice as many."""
 
 
-class ModelsSettings(BaseSettings):
+class ModelsSettings(ProcessSettings):
     """Lets Triton follow the registry. A flag wins over its environment variable, such as VLMIR_MODELS."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="VLMIR_",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        extra="ignore",
-        frozen=True,
-    )
 
     triton: str = Field(description="host:port of Triton's gRPC side.")
     models: str = Field(
@@ -62,14 +54,6 @@ class ModelsSettings(BaseSettings):
         None, description="File that is touched after each look, for a probe that asks its age."
     )
     poll_s: float = Field(5.0, gt=0, description="Seconds between two looks at the registry.")
-    log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged."
-    )
-    log_format: str = Field(
-        "text",
-        pattern="^(text|json)$",
-        description="Log lines for people, or one JSON object each.",
-    )
 
 
 class ModelFollower:

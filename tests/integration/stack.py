@@ -9,12 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.calls import exported
 from tests.integration.cluster import starting_cluster
 from tests.integration.serving import Application, running_ray, serving
-from tests.integration.triton import RealTriton
+from tests.integration.triton import RealTriton, running_triton, write_embedder
 from tests.unit.services.s3 import kill_s3, s3_server, start_s3
-from training.release.triton_repository import write_entry
 
 REPLICA = "ray::ServeReplica:vlmir:restorer"
 
@@ -53,12 +51,9 @@ def running_stack(bundle: Path, folder: Path) -> Iterator[Stack]:
     for place in places:
         place.mkdir()
     models, triton_folder, s3_folder, kept = places
-    for graph in exported(bundle):
-        write_entry(models, graph.name, graph.data, version=1, backend="python")
-    triton = RealTriton(models, triton_folder)
+    write_embedder(models, bundle)
     with ExitStack() as held:
-        held.callback(triton.stop)
-        triton.start()
+        triton = held.enter_context(running_triton(models, triton_folder))
         s3 = held.enter_context(s3_server(s3_folder, lasting=True))
         store = {f"VLMIR_STORE_{name.upper()}": text for name, text in s3.items()}
         store["VLMIR_STORE_TENSORS_ABOVE"] = "100000"

@@ -25,15 +25,13 @@ from tests.integration.calls import (
     NOT_SERVING,
     SERVING,
     becomes,
-    exported,
     health,
     refusal,
     retry_delay,
 )
 from tests.integration.test_embedder_service import asked, assert_librarys, picture
-from tests.integration.triton import RealTriton, needs_triton
+from tests.integration.triton import RealTriton, needs_triton, running_triton, write_embedder
 from tests.small import CAPTIONS
-from training.release.triton_repository import write_entry
 from vlmir.bundle import load_bundle
 from vlmir.errors import UnavailableError
 from vlmir.parts import build_embedder
@@ -49,14 +47,9 @@ def triton(
     small_bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RealTriton]:
     repository = tmp_path_factory.mktemp("models")
-    for graph in exported(small_bundle_folder):
-        write_entry(repository, graph.name, graph.data, version=3, backend="python")
-    found = RealTriton(repository, tmp_path_factory.mktemp("triton"))
-    try:
-        found.start()
+    write_embedder(repository, small_bundle_folder, version=3)
+    with running_triton(repository, tmp_path_factory.mktemp("triton")) as found:
         yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,11 @@ from services.launcher.repository import NAMES, Embedder, ModelRepository, open_
 from tests.integration.calls import ROOT, exported, wait_until
 from tests.integration.cluster import ServiceProcess
 from tests.integration.test_embedder_service import asked, picture
-from tests.integration.triton import RealTriton, needs_triton
+from tests.integration.triton import RealTriton, needs_triton, running_triton, write_embedder
 from tests.measured import measured_bundle
 from tests.mlflow_server import MlflowServer
 from tests.unit.services.s3 import needs_s3, s3_server
 from training.register import register
-from training.release.triton_repository import write_entry
 from vlmir.bundle import Bundle
 from vlmir.parts import build_embedder
 from vlmir.registry import CHAMPION, SAMPLER
@@ -72,8 +71,7 @@ class Registry:
 
     def export(self, version: Version, out: Path) -> None:
         number = int(version.number)
-        for graph in exported(self.bundles[number].folder):
-            write_entry(out, graph.name, graph.data, version=number, backend="python")
+        write_embedder(out, self.bundles[number].folder, version=number)
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +160,8 @@ def publish(repository: ModelRepository, registry: Registry, version: Version) -
 
 @pytest.fixture
 def triton(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
-    found = RealTriton(place, tmp_path_factory.mktemp("triton"))
-    try:
-        found.start()
+    with running_triton(place, tmp_path_factory.mktemp("triton")) as found:
         yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.calls import ROOT, exported, free_port, metrics, process, wait_until
+from tests.integration.calls import ROOT, free_port, metrics, process, wait_until
 from tests.integration.cluster import Cluster, starting_cluster
 from tests.integration.serving import Application, ray, running_ray, serving
 from tests.integration.test_serve_app import request
-from tests.integration.triton import SERVER, RealTriton
-from training.release.triton_repository import write_entry
+from tests.integration.triton import SERVER, RealTriton, running_triton, write_embedder
 from vlmir.client import RestorationClient
 from vlmir.options import RestoreOptions
 
@@ -41,14 +40,9 @@ def triton(
         yield None
         return
     models = tmp_path_factory.mktemp("models")
-    for graph in exported(small_bundle_folder):
-        write_entry(models, graph.name, graph.data, backend="python")
-    found = RealTriton(models, tmp_path_factory.mktemp("triton"))
-    try:
-        found.start()
+    write_embedder(models, small_bundle_folder)
+    with running_triton(models, tmp_path_factory.mktemp("triton")) as found:
         yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture(scope="module")

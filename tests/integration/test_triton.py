@@ -12,7 +12,7 @@ import torch
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.integration.triton import RealTriton, needs_triton
+from tests.integration.triton import needs_triton, running_triton
 from tests.small import CAPTIONS
 from training.onnx_export import export_onnx
 from training.release.triton_repository import MAX_BATCH, write_entry
@@ -44,13 +44,11 @@ def triton(
     for graph in export_onnx(bundle):
         write_entry(repository, graph.name, graph.data, backend="python")
         (repository / f"{graph.name}.onnx").write_bytes(graph.data)
-    found = RealTriton(repository, tmp_path_factory.mktemp("triton"))
-    try:
-        found.start()
-        with InferenceServerClient(found.address) as client:
-            yield client
-    finally:
-        found.stop()
+    with (
+        running_triton(repository, tmp_path_factory.mktemp("triton")) as found,
+        InferenceServerClient(found.address) as client,
+    ):
+        yield client
 
 
 def ask(

@@ -11,12 +11,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.calls import ROOT
+from tests.integration.calls import ROOT, exported
+from training.release.triton_repository import write_entry
 
 BESIDE = ROOT.parent / "shared" / "tools" / "triton-server"
 SERVER = os.environ.get("VLMIR_TRITON_SERVER") or (str(BESIDE) if BESIDE.exists() else None)
@@ -68,3 +71,20 @@ class RealTriton:
         command = [SERVER, what, "--dir", str(self._folder), *arguments]
         done = subprocess.run(command, env=self._env, check=True, stdout=subprocess.PIPE, text=True)
         return done.stdout
+
+
+@contextmanager
+def running_triton(repository: Path, folder: Path) -> Iterator[RealTriton]:
+    """One that serves what is in a model repository; ``folder`` is for what it writes."""
+    found = RealTriton(repository, folder)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+def write_embedder(repository: Path, bundle: Path, *, version: int = 1) -> None:
+    """Put a bundle's embedder into a model repository, for Triton's Python backend."""
+    for graph in exported(bundle):
+        write_entry(repository, graph.name, graph.data, version=version, backend="python")
