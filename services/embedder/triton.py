@@ -6,29 +6,34 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from services.common.batching import Admission
+from services.common.batching import Admission, until
 from services.common.calls import request_id
 from services.common.telemetry import tracing
 from services.embedder.backends import GRAPHS, Array, Ids, Seen
-from vlmir.errors import BundleError, DeadlineError, UnavailableError, VlmirError
+from vlmir.errors import BundleError, UnavailableError, VlmirError
 
 __all__ = ["Triton", "TritonBackend"]
 
 log = logging.getLogger("vlmir.triton")
 
+T = TypeVar("T")
+
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 _PATIENCE_S = 5.0
 """Seconds for what no caller waits for: a question about a model, a trial."""
+
+_ANSWER_S = 60.0
+"""Seconds after which a request to Triton is given up."""
 
 _RELOAD_S = 60.0
 """Seconds that loading a model may take."""
@@ -64,6 +69,7 @@ class Triton:
         self.address = address
         self.loop = asyncio.get_running_loop()
         self._client = InferenceServerClient(address, channel_args=_OPTIONS)
+        self._under_way = set[asyncio.Task[Any]]()
         self._reloads: dict[str, asyncio.Task[None]] = {}
         self._next_reload: dict[str, float] = {}
 
@@ -73,24 +79,19 @@ class Triton:
         version: str,
         inputs: Mapping[str, Array | Ids],
         outputs: Sequence[str],
-        *,
-        deadline: float | None,
     ) -> list[Array]:
-        """Run a model.
+        """Run a model; who may be cancelled calls it through :meth:`uncancelled`.
 
         Args:
             model: Its name.
             version: Its version.
             inputs: Name → batch.
             outputs: Names of what is wanted, in that order.
-            deadline: Reading of ``time.monotonic``, or None.
 
         Raises:
-            DeadlineError: The deadline passed.
-            UnavailableError: Triton cannot be reached, or cannot run the model.
+            UnavailableError: Triton cannot be reached, does not answer, or cannot run the model.
             BundleError: The model wants other inputs.
         """
-        left = None if deadline is None else max(0.001, deadline - time.monotonic())
         try:
             with _traced() as headers:
                 answer = await self._client.infer(
@@ -98,12 +99,35 @@ class Triton:
                     [_input(name, batch) for name, batch in inputs.items()],
                     model_version=version,
                     outputs=[InferRequestedOutput(name) for name in outputs],
-                    client_timeout=left,
+                    client_timeout=_ANSWER_S,
                     headers=headers,
                 )
         except InferenceServerException as error:
             raise self._translated(error, model) from error
         return [answer.as_numpy(name) for name in outputs]
+
+    async def uncancelled(self, work: Coroutine[Any, Any, T], deadline: float | None) -> T:
+        """Wait for work with Triton; whoever stops waiting, because of the deadline or a cancel, leaves it to its end.
+
+        Triton's gRPC side can crash as a whole when a request is cancelled while it is answered (its issues 7368 and
+        8034; 2.51 does within minutes), and a deadline that passes is a cancel, too.
+
+        Args:
+            work: What to do.
+            deadline: Reading of ``time.monotonic``, or None.
+
+        Raises:
+            DeadlineError: The deadline passed.
+        """
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        async with until(deadline):
+            return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        task.cancelled() or task.exception()  # nobody may be left to hear of it
 
     async def version_of(self, model: str, digest: str) -> str:
         """The version of a model that was made from an embedder with this digest.
@@ -114,10 +138,7 @@ class Triton:
         try:
             answer = await self._client.get_model_config(model, client_timeout=_PATIENCE_S)
         except InferenceServerException as error:
-            fault = self._translated(error, model)
-            if isinstance(fault, DeadlineError):  # nobody's time is over but ours
-                fault = _Unreachable(f"Triton at {self.address} does not answer.")
-            raise fault from error
+            raise self._translated(error, model) from error
         notes = {key: note.string_value for key, note in answer.config.parameters.items()}
         versions = _versions(notes)
         if digest not in versions:
@@ -146,7 +167,9 @@ class Triton:
         self._next_reload[model] = time.monotonic() + _RELOAD_EVERY_S
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up, when what is under way has been answered, or is not after some seconds."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_PATIENCE_S)
         for task in self._reloads.values():
             task.cancel()
         await asyncio.gather(*self._reloads.values(), return_exceptions=True)
@@ -155,7 +178,7 @@ class Triton:
     def _translated(self, error: InferenceServerException, model: str) -> VlmirError:
         match error.status():
             case "StatusCode.DEADLINE_EXCEEDED":
-                return DeadlineError("the time ran out while Triton computed; grant more of it")
+                return _Unreachable(f"Triton at {self.address} does not answer.")
             case "StatusCode.INVALID_ARGUMENT":
                 return BundleError(
                     f"Triton's {model} does not fit this bundle; write it anew with "
@@ -230,14 +253,14 @@ class TritonBackend:
         Raises:
             UnavailableError: Triton cannot be reached, or does not have them.
         """
-        until = time.monotonic() + patience_s
+        last = time.monotonic() + patience_s
 
         async def version(name: str) -> str:
             while True:
                 try:
                     return await triton.version_of(name, digest)
                 except _Unreachable as error:
-                    if time.monotonic() > until:
+                    if time.monotonic() > last:
                         raise
                     log.info("%s", error)
                 await asyncio.sleep(1)
@@ -259,14 +282,26 @@ class TritonBackend:
         return self._admission.capacity
 
     async def image(self, views_WCSS: Array, *, deadline: float | None) -> Seen:
-        """What is seen in the views of one picture; errors are those of :meth:`Triton.infer` and of `Admission`."""
-        with self._admission():
-            return await self._image(views_WCSS, deadline)
+        """What is seen in the views of one picture.
+
+        Errors are those of :meth:`Triton.uncancelled`, :meth:`Triton.infer` and `Admission`. The place is taken until
+        Triton has answered, even where nobody waits any longer.
+        """
+
+        async def work() -> Seen:
+            with self._admission():
+                return await self._image(views_WCSS)
+
+        return await self._triton.uncancelled(work(), deadline)
 
     async def text(self, ids_L: Ids, *, deadline: float | None) -> Array:
-        """f_T (D) of one caption; errors are those of :meth:`Triton.infer` and of `Admission`."""
-        with self._admission():
-            return await self._text(ids_L, deadline)
+        """f_T (D) of one caption; errors and places are those of :meth:`image`."""
+
+        async def work() -> Array:
+            with self._admission():
+                return await self._text(ids_L)
+
+        return await self._triton.uncancelled(work(), deadline)
 
     async def check(self, views_WCSS: Array, ids_L: Ids) -> None:
         """Run both models once, however busy they are: a model whose process died keeps saying that it is ready.
@@ -277,8 +312,10 @@ class TritonBackend:
             VlmirError: One of them does not answer, or not in time.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        trials = (self._image(views_WCSS, deadline), self._text(ids_L, deadline))
-        found = await asyncio.gather(*trials, return_exceptions=True)
+        trials = (self._image(views_WCSS), self._text(ids_L))
+        found = await asyncio.gather(
+            *(self._triton.uncancelled(trial, deadline) for trial in trials), return_exceptions=True
+        )
         for name, result in zip(GRAPHS, found, strict=True):
             if isinstance(result, _BrokenModel):
                 self._triton.reload(name)
@@ -294,23 +331,18 @@ class TritonBackend:
     def close(self) -> None:
         """Nothing is to be given back: the connection is shared."""
 
-    async def _image(self, views_WCSS: Array, deadline: float | None) -> Seen:
+    async def _image(self, views_WCSS: Array) -> Seen:
         f_I, f_D, logits = await self._infer(
-            "clip_image", {"views": views_WCSS}, ("f_I", "f_D", "logits"), deadline
+            "clip_image", {"views": views_WCSS}, ("f_I", "f_D", "logits")
         )
         return Seen(f_I[0], f_D, logits)
 
-    async def _text(self, ids_L: Ids, deadline: float | None) -> Array:
-        (f_T,) = await self._infer("clip_text", {"ids": ids_L[None]}, ("f_T",), deadline)
+    async def _text(self, ids_L: Ids) -> Array:
+        (f_T,) = await self._infer("clip_text", {"ids": ids_L[None]}, ("f_T",))
         found: Array = f_T[0]
         return found
 
     async def _infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array | Ids],
-        outputs: Sequence[str],
-        deadline: float | None,
+        self, model: str, inputs: Mapping[str, Array | Ids], outputs: Sequence[str]
     ) -> list[Array]:
-        version = self._versions[model]
-        return await self._triton.infer(model, version, inputs, outputs, deadline=deadline)
+        return await self._triton.infer(model, self._versions[model], inputs, outputs)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,46 +108,38 @@ def test_a_trace_goes_on_to_triton_and_trials_are_left_out(
     assert {span.kind for span in calls} == {SpanKind.CLIENT}
     asking = [spans[span.parent.span_id].name.rpartition("/")[2] for span in calls if span.parent]
     assert sorted(set(asking)) == ["EmbedImage", "EmbedText"] and len(asking) == len(calls)
-    codes = [(span.attributes or {})["rpc.grpc.status_code"] for span in calls]
-    assert codes.count(0) == 2
+    # Even the one whose caller gave up came to its end, if it was begun at all.
+    assert len(calls) >= 2
+    assert {(span.attributes or {})["rpc.grpc.status_code"] for span in calls} == {0}
 
 
-def test_deadlines_reach_triton_and_places_are_bounded(
+def test_who_gives_up_leaves_triton_to_its_end(
     triton: RealTriton, small_bundle_folder: Path, small: ClipEmbedder
 ) -> None:
+    """Triton can crash when a request is cancelled; until it has answered, the request keeps its place."""
+
     async def test(stub: EmbedderServiceStub, channel: grpc.aio.Channel) -> None:
-        request = asked(small.view_maker, picture(0))
-        with triton_asleep(triton):
-            inside = [asyncio.ensure_future(stub.EmbedImage(request)) for _ in range(2)]
-            while (await stub.Info(EmbedderServiceInfoRequest())).service.queue_depth < 2:
+        async def inside(count: int) -> None:
+            while (await stub.Info(EmbedderServiceInfoRequest())).service.queue_depth != count:
                 await asyncio.sleep(0.01)
-            assert await retry_delay(stub.EmbedImage(request)) > 0
-            inside.pop().cancel()
-            while (await stub.Info(EmbedderServiceInfoRequest())).service.queue_depth > 1:
-                await asyncio.sleep(0.01)
+
+        request, answered = asked(small.view_maker, picture(0)), triton.inferences()
+        with triton.asleep():
+            waiting = [asyncio.ensure_future(stub.EmbedImage(request)) for _ in range(2)]
+            await inside(2)
             began = time.monotonic()
             late = EmbedTextRequest(text="a dog", time_budget_ms=200)
             assert (await refusal(stub.EmbedText(late)))[0] == "DEADLINE_EXCEEDED"
             assert time.monotonic() - began < 5
-        await inside[0]
+            waiting.pop().cancel()
+            assert await retry_delay(stub.EmbedImage(request)) > 0
+            await inside(3)
+        await waiting[0]
+        await inside(0)
+        assert triton.inferences() >= answered + 3
 
-    serving(small_bundle_folder, triton, test, workers=1, queue=1)
-
-
-@contextmanager
-def triton_asleep(triton: RealTriton) -> Iterator[None]:
-    """Stops the processes of the models for a while: requests are taken, but not answered."""
-    processes = [
-        int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and triton._is_model(p)
-    ]
-    assert len(processes) == 2
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
+    serving(small_bundle_folder, triton, test, workers=1, queue=2)
+    assert triton.cancelled() == 0
 
 
 def test_a_dead_model_is_told_by_health_and_loaded_anew(

@@ -69,12 +69,7 @@ def test_a_photo_goes_through_everything(stack: Stack, library: Restorer) -> Non
 
 def inferred(stack: Stack) -> list[float]:
     """How often each of Triton's models was asked."""
-    counted = metrics(stack.triton.metrics_port)
-    name = "nv_inference_request_success"
-    return [
-        sum(value for key, value in counted.items() if key.startswith(name) and model in key)
-        for model in ("clip_image", "clip_text")
-    ]
+    return [stack.triton.inferences(model) for model in ("clip_image", "clip_text")]
 
 
 def test_big_arrays_go_by_way_of_the_store(stack: Stack, photos: list[Photo]) -> None:

@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.calls import ROOT, exported
+from tests.integration.calls import ROOT, exported, metrics
 from training.release.triton_repository import write_entry
 
 BESIDE = ROOT.parent / "shared" / "tools" / "triton-server"
@@ -52,19 +52,42 @@ class RealTriton:
         """Kill it: a graceful end waits for connections."""
         self._run("stop", "--kill")
 
+    def inferences(self, model: str = "") -> float:
+        """Requests of a model, or of all, that ended well so far."""
+        return self._counted("nv_inference_request_success", f'model="{model}')
+
+    def cancelled(self) -> float:
+        """Requests that were cancelled so far."""
+        return self._counted("nv_inference_request_failure", 'reason="CANCELED"')
+
+    def _counted(self, name: str, part: str) -> float:
+        counted = metrics(self.metrics_port)
+        return sum(n for key, n in counted.items() if key.startswith(name) and part in key)
+
     def kill_models(self) -> None:
         """Kill the processes that run the models, as the system does when it needs memory."""
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit() and self._is_model(path):
-                os.kill(int(path.name), signal.SIGKILL)
+        for process in self._processes("python_backend_stub"):
+            os.kill(process, signal.SIGKILL)
 
-    def _is_model(self, process: Path) -> bool:
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stop the server for a while, but not its models: asleep, they would be taken for dead within a second."""
+        (server,) = self._processes("bin/tritonserver")
+        os.kill(server, signal.SIGSTOP)
         try:
-            environment = (process / "environ").read_bytes()
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            return False
-        return b"python_backend_stub" in command and str(self._folder).encode() in environment
+            yield
+        finally:
+            os.kill(server, signal.SIGCONT)
+
+    def _processes(self, command: str) -> list[int]:
+        """Those of this server whose command line has these characters in it."""
+        found = []
+        for process in Path("/proc").iterdir():
+            with suppress(OSError):  # not a process, or one that is no longer there
+                mine = str(self._folder).encode() in (process / "environ").read_bytes()
+                if mine and command.encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
 
     def _run(self, what: str, *arguments: str) -> str:
         assert SERVER is not None
