@@ -175,22 +175,23 @@ def prepare_stage1(
 
 def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
     rng = np.random.default_rng(1)
-    views, labels, severities = list[Tensor](), list[int](), list[Tensor]()
+    times = {label: 1 + (label in HARD) for label in preset.labels}
+    count = (DAMAGE_CAPTIONED + DAMAGE_PER_LABEL) * sum(times.values())
+    # At once, not joined at the end: that would take twice the memory.
+    views = torch.empty(count, *_view_shape(preset), dtype=torch.uint8)
+    labels, severities = list[int](), list[Tensor]()
     for number, label in enumerate(preset.labels):
-        times = 1 + (label in HARD)
-        small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times)
+        small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times[label])
         degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
-        cut = _pictures(pool, label, DAMAGE_PER_LABEL * times, rng)
+        cut = _pictures(pool, label, DAMAGE_PER_LABEL * times[label], rng)
         for lq, gt in chain(degraded, cut):
-            views.append(_view(preset, lq))
+            views[len(labels)] = _view(preset, lq)[0]
             labels.append(number)
             severities.append(severity(lq, gt))
-        print(f"degraded for the first phase: {label}, {len(labels)} pictures in all", flush=True)
-    return {
-        "views": torch.cat(views),
-        "labels": torch.tensor(labels),
-        "severity": torch.stack(severities),
-    }
+        print(
+            f"degraded for the first phase: {label}, {len(labels)} of {count} pictures", flush=True
+        )
+    return {"views": views, "labels": torch.tensor(labels), "severity": torch.stack(severities)}
 
 
 def _prepare(
@@ -237,6 +238,11 @@ def _how_seen(preset: Preset) -> list[object]:
     """What the views of a picture depend on."""
     config = preset.embedder
     return [config.clip.vision_cfg.image_size, config.resize, config.detail]
+
+
+def _view_shape(preset: Preset) -> tuple[int, int, int]:
+    size = preset.embedder.clip.vision_cfg.image_size
+    return 6 if preset.embedder.detail else 3, size, size
 
 
 def _view(preset: Preset, pixels: Bytes) -> Tensor:

@@ -7,7 +7,7 @@ medians of the turns' ratios.
 from __future__ import annotations
 
 from vlmir.bench.network import load_networks, measure_batches, measure_evaluation
-from vlmir.bench.restoring import measure_reference, measure_restoring
+from vlmir.bench.restoring import measure_growth, measure_reference, measure_restoring
 from vlmir.bench.service import measure_service
 from vlmir.bench.starting import measure_start
 
@@ -15,6 +15,7 @@ __all__ = [
     "load_networks",
     "measure_batches",
     "measure_evaluation",
+    "measure_growth",
     "measure_reference",
     "measure_restoring",
     "measure_service",

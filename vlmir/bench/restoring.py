@@ -17,10 +17,13 @@ from vlmir.compute import Compute
 from vlmir.options import Precision, RestoreOptions
 from vlmir.pipeline import Restorer
 
-__all__ = ["SIZES", "WAYS", "measure_reference", "measure_restoring"]
+__all__ = ["SIDES", "SIZES", "WAYS", "measure_growth", "measure_reference", "measure_restoring"]
 
 SIZES: Sequence[tuple[int, int]] = ((256, 256), (321, 481), (1024, 1024))
 """Height and width of the pictures."""
+
+SIDES: Sequence[int] = (1024, 2048, 4096)
+"""Of square pictures of more than one tile, each of four times as many pixels as the one before."""
 
 WAYS: Mapping[str, RestoreOptions] = MappingProxyType(
     {
@@ -72,6 +75,42 @@ def measure_restoring(
                 "sampling": statistics.median(shares[name]),
             }
     return found
+
+
+def measure_growth(
+    bundle: str, *, device: str, precision: Precision, rounds: int, sides: Sequence[int] = SIDES
+) -> dict[str, dict[str, float]]:
+    """Restore pictures of growing size by the default, in turns: time should be linear in pixels.
+
+    Args:
+        bundle: Name or folder of the weights.
+        device: Where the sampler runs.
+        precision: Of the sampler.
+        rounds: At least 1.
+        sides: Of the pictures, the smallest first.
+
+    Returns:
+        ``1024²`` and the like → ``s_per_megapixel`` (median), and ``times_the_first``, the median over the rounds of
+        its time per pixel over that of the first size.
+
+    Raises:
+        BundleError: There is no such bundle, or it is damaged.
+        OptionError: The device cannot be used.
+    """
+    where = Compute.choose(device, precision).device
+    restorer = Restorer.load(bundle, device=device, precision=precision)
+    ways = {
+        side: partial(restorer.restore, _picture(side, side), WAYS["default"]) for side in sides
+    }
+    taken = in_turns(ways, rounds=rounds, device=where)
+    costs = {side: [s / (side**2 / 1e6) for s in times] for side, times in taken.items()}
+    return {
+        f"{side}²": {
+            "s_per_megapixel": statistics.median(cost),
+            "times_the_first": median_ratio(cost, costs[sides[0]]),
+        }
+        for side, cost in costs.items()
+    }
 
 
 def measure_reference(bundle: str, *, device: str, precision: Precision) -> dict[str, float]:

@@ -12,7 +12,7 @@ from vlmir.options import PRECISIONS
 
 __all__ = ["BENCHMARKS", "LABELS", "SOLVERS", "build_parser"]
 
-BENCHMARKS = ("network", "base", "batches", "restoring", "reference", "start")
+BENCHMARKS = ("network", "base", "batches", "restoring", "growth", "reference", "start")
 """Parts of ``vlmir bench``."""
 
 # Copies of vlmir.degradations.LABELS and vlmir.diffusion.SOLVERS: importing those takes seconds,

@@ -50,6 +50,7 @@ def _here(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
         load_networks,
         measure_batches,
         measure_evaluation,
+        measure_growth,
         measure_reference,
         measure_restoring,
         measure_start,
@@ -73,6 +74,7 @@ def _here(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
             load_networks(bundle, compute), side=_SIDE, batches=_BATCHES, rounds=rounds
         ),
         "restoring": partial(measure_restoring, bundle, **where, rounds=rounds),
+        "growth": partial(measure_growth, bundle, **where, rounds=rounds),
         "reference": partial(measure_reference, bundle, **where),
         "start": partial(measure_start, bundle, **where, rounds=rounds),
     }
@@ -81,6 +83,7 @@ def _here(arguments: Namespace) -> Iterator[tuple[str, Callable[[], Numbers]]]:
         "base": f"one evaluation of base, {_SIDE}², {compute}, against plain float32",
         "batches": f"megapixels a second by pictures in a network call, {_SIDE}²",
         "restoring": "a picture restored, captions and embeddings included",
+        "growth": "a picture restored, by its size",
         "reference": f"the published procedure against the default, {_SIDE}²",
         "start": "a new process",
     }

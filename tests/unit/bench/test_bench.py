@@ -10,7 +10,7 @@ import torch
 
 from vlmir.bench import restoring
 from vlmir.bench.network import Networks, load_networks, measure_batches, measure_evaluation
-from vlmir.bench.restoring import WAYS
+from vlmir.bench.restoring import WAYS, measure_growth
 from vlmir.bench.timing import ceiling_tflops, in_turns, median_ratio
 from vlmir.cli import main
 from vlmir.compute import Compute
@@ -93,6 +93,16 @@ def test_the_command_prints_and_writes_numbers(
     assert all(0 < numbers["sampling"] < 1 for numbers in restored.values())
     said = capsys.readouterr().out
     assert "times_faster" in said and "72×48, ensemble" in said
+
+
+def test_growth_is_told_by_the_pixel(small_bundle_folder: Path) -> None:
+    found = measure_growth(
+        str(small_bundle_folder), device="cpu", precision="fp32", rounds=1, sides=(32, 64)
+    )
+    assert list(found) == ["32²", "64²"]
+    assert found["32²"]["times_the_first"] == 1
+    ratio = found["64²"]["s_per_megapixel"] / found["32²"]["s_per_megapixel"]
+    assert found["64²"]["times_the_first"] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("option", [["--only", "network"], ["--precision", "fp32"]])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from vlmir.bench.network import load_networks
 from vlmir.bench.timing import in_turns, median_ratio
 from vlmir.compute import REFERENCE
 from vlmir.nn import UNet
+from vlmir.options import RestoreOptions
+from vlmir.pipeline import Restorer
 
 MOST = 1.15
 """An evaluation that takes so many times as long as it did when this was written fails."""
@@ -24,6 +28,12 @@ USED_TO_TAKE = 1.22
 
 SIDE = 128
 ROUNDS = 9
+
+SMALL = 700
+"""Side of a picture of more than one tile."""
+
+MOST_GROWTH = 1.25
+"""Time per pixel may grow so much when the pixels are four times as many."""
 
 
 def products_alone(unet: UNet, *arguments: Any) -> Callable[[], None]:
@@ -99,3 +109,17 @@ def test_the_guard_notices_a_fifth_more() -> None:
             pass
 
     assert overhead(unet, burn) > 1.15 * overhead(unet)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_time_is_linear_in_pixels() -> None:
+    restorer = Restorer.load("tiny", device="cpu")
+
+    def restore(side: int) -> None:
+        picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        restorer.restore(picture, RestoreOptions(degradation="noisy"))
+
+    ways = {side: partial(restore, side) for side in (SMALL, 2 * SMALL)}
+    taken = in_turns(ways, rounds=1, device=torch.device("cpu"), clock=time.process_time)
+    small, big = (times[0] for times in taken.values())
+    assert big < MOST_GROWTH * 4 * small
