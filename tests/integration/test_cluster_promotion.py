@@ -1,4 +1,4 @@
-"""Promotions while pictures are restored: three service processes that follow a real registry, and the restorer."""
+"""Promotions while pictures are restored: three service processes that follow a real registry, behind Ray Serve."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import numpy.typing as npt
 import pytest
 from mlflow import MlflowClient
 
-from services.restorer.settings import ClusterSettings
 from tests.integration.calls import wait_until
 from tests.integration.cluster import Cluster, starting_cluster
+from tests.integration.serving import running_ray, serving
 from tests.measured import measured_bundle
 from tests.mlflow_server import MlflowServer
-from tests.unit.services.stage_servers import restorer
 from training.register import find_evaluation, register
 from vlmir.bundle import Bundle
 from vlmir.image import Image, decode, encode
@@ -77,13 +76,12 @@ def registry(
 
 @pytest.fixture
 def services(registry: Registry, small_bundle_folder: Path, tmp_path: Path) -> Iterator[Cluster]:
-    """They look at the registry at different times, so that none changes with another."""
+    """They look at the registry at different times, so that none changes with another; they may be starting still."""
     flags = {
         part: ("--follow", FOLLOW, "--cache", str(tmp_path), "--poll-s", poll_s, "--linger-s", "3")
         for part, poll_s in zip(PARTS, ("0.7", "0.2", "2"), strict=True)
     }
     with starting_cluster(small_bundle_folder, **flags) as cluster:
-        cluster.wait()
         yield cluster
 
 
@@ -131,10 +129,11 @@ def test_five_promotions_are_not_noticed_by_those_who_ask(
     registry: Registry, services: Cluster
 ) -> None:
     with (
-        restorer(ClusterSettings.model_validate(services.settings)) as stub,
+        running_ray({}),
+        serving(services) as application,
         ThreadPoolExecutor(CALLERS) as pool,
     ):
-        callers = Callers(stub)
+        callers = Callers(application.stub)
         running = [pool.submit(callers, number) for number in range(CALLERS)]
         try:
             callers.wait(OLD)
