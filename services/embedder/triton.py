@@ -32,7 +32,7 @@ _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _PATIENCE_S = 5.0
 """Seconds for what no caller waits for: a question about a model, a trial."""
 
-_ANSWER_S = 60.0
+_ANSWER_S = 30.0
 """Seconds after which a request to Triton is given up."""
 
 _RELOAD_S = 60.0
@@ -127,7 +127,8 @@ class Triton:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
-        task.cancelled() or task.exception()  # nobody may be left to hear of it
+        if not task.cancelled():
+            task.exception()  # asked for here, since nobody may be left to hear of it
 
     async def version_of(self, model: str, digest: str) -> str:
         """The version of a model that was made from an embedder with this digest.
