@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -106,23 +107,25 @@ class Triton:
             raise self._translated(error, model) from error
         return [answer.as_numpy(name) for name in outputs]
 
-    async def uncancelled(self, work: Coroutine[Any, Any, T], deadline: float | None) -> T:
+    async def uncancelled(
+        self, work: Callable[[], Coroutine[Any, Any, T]], deadline: float | None
+    ) -> T:
         """Wait for work with Triton; whoever stops waiting, because of the deadline or a cancel, leaves it to its end.
 
         Triton's gRPC side can crash as a whole when a request is cancelled while it is answered (its issues 7368 and
         8034; 2.51 does within minutes), and a deadline that passes is a cancel, too.
 
         Args:
-            work: What to do.
+            work: Begins what is to be done; not called when the deadline has passed.
             deadline: Reading of ``time.monotonic``, or None.
 
         Raises:
             DeadlineError: The deadline passed.
         """
-        task = asyncio.ensure_future(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
         async with until(deadline):
+            task = asyncio.create_task(work())
+            self._under_way.add(task)
+            task.add_done_callback(self._ended)
             return await asyncio.shield(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -288,21 +291,11 @@ class TritonBackend:
         Errors are those of :meth:`Triton.uncancelled`, :meth:`Triton.infer` and `Admission`. The place is taken until
         Triton has answered, even where nobody waits any longer.
         """
-
-        async def work() -> Seen:
-            with self._admission():
-                return await self._image(views_WCSS)
-
-        return await self._triton.uncancelled(work(), deadline)
+        return await self._admitted(partial(self._image, views_WCSS), deadline)
 
     async def text(self, ids_L: Ids, *, deadline: float | None) -> Array:
         """f_T (D) of one caption; errors and places are those of :meth:`image`."""
-
-        async def work() -> Array:
-            with self._admission():
-                return await self._text(ids_L)
-
-        return await self._triton.uncancelled(work(), deadline)
+        return await self._admitted(partial(self._text, ids_L), deadline)
 
     async def check(self, views_WCSS: Array, ids_L: Ids) -> None:
         """Run both models once, however busy they are: a model whose process died keeps saying that it is ready.
@@ -313,7 +306,7 @@ class TritonBackend:
             VlmirError: One of them does not answer, or not in time.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        trials = (self._image(views_WCSS), self._text(ids_L))
+        trials = (partial(self._image, views_WCSS), partial(self._text, ids_L))
         found = await asyncio.gather(
             *(self._triton.uncancelled(trial, deadline) for trial in trials), return_exceptions=True
         )
@@ -331,6 +324,15 @@ class TritonBackend:
 
     def close(self) -> None:
         """Nothing is to be given back: the connection is shared."""
+
+    async def _admitted(
+        self, ask: Callable[[], Coroutine[Any, Any, T]], deadline: float | None
+    ) -> T:
+        async def work() -> T:
+            with self._admission():
+                return await ask()
+
+        return await self._triton.uncancelled(work, deadline)
 
     async def _image(self, views_WCSS: Array) -> Seen:
         f_I, f_D, logits = await self._infer(

@@ -38,14 +38,8 @@ print(json.dumps([peak, restorer._planner.need(height, width, plan).host]))
 """
 
 
-def measured(side: int, precision: str, runs: int, **options: object) -> list[tuple[int, int]]:
-    """Peak and prediction in bytes, above loaded weights, for a square picture in so many processes."""
-    return [one_process(side, side, precision, options) for _ in range(runs)]
-
-
-def one_process(
-    height: int, width: int, precision: str, options: dict[str, object]
-) -> tuple[int, int]:
+def measured(height: int, width: int, precision: str, **options: object) -> tuple[int, int]:
+    """Peak and prediction in bytes, above loaded weights."""
     asked = json.dumps([height, width, precision, options])
     out = subprocess.check_output([sys.executable, "-c", MEASURE, asked], text=True)
     peak, predicted = json.loads(out.splitlines()[-1])
@@ -53,9 +47,10 @@ def one_process(
     return peak, predicted
 
 
-def assert_as_predicted(runs: list[tuple[int, int]]) -> None:
+def assert_as_predicted(side: int, precision: str, runs: int, **options: object) -> None:
     """Where blocks come to lie, and what room is lost between them, differs by process: their mean is predicted."""
-    peaks, predictions = zip(*runs, strict=True)
+    found = [measured(side, side, precision, **options) for _ in range(runs)]
+    peaks, predictions = zip(*found, strict=True)
     assert len(set(predictions)) == 1
     assert fmean(peaks) == pytest.approx(predictions[0], rel=0.15)
 
@@ -63,15 +58,15 @@ def assert_as_predicted(runs: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 @pytest.mark.parametrize(("side", "runs"), [(1000, 4), (2000, 2)])
 def test_the_peak_is_as_predicted(side: int, runs: int, precision: str) -> None:
-    assert_as_predicted(measured(side, precision, runs))
+    assert_as_predicted(side, precision, runs)
 
 
 @pytest.mark.parametrize(("side", "runs"), [(1000, 3), (2000, 1)])
 def test_a_sample_takes_what_is_predicted(side: int, runs: int) -> None:
-    assert_as_predicted(measured(side, "auto", runs, realism=0.5, steps=2))
+    assert_as_predicted(side, "auto", runs, realism=0.5, steps=2)
 
 
 def test_24_megapixels_take_at_most_2_gb() -> None:
-    peak, predicted = one_process(4000, 6000, "auto", {})
+    peak, predicted = measured(4000, 6000, "auto")
     assert peak <= 2e9
     assert peak == pytest.approx(predicted, rel=0.15)

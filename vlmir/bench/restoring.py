@@ -100,16 +100,20 @@ def measure_growth(
     where = Compute.choose(device, precision).device
     restorer = Restorer.load(bundle, device=device, precision=precision)
     ways = {
-        side: partial(restorer.restore, _picture(side, side), WAYS["default"]) for side in sides
+        f"{side}²": partial(restorer.restore, _picture(side, side), WAYS["default"])
+        for side in sides
     }
     taken = in_turns(ways, rounds=rounds, device=where)
-    costs = {side: [s / (side**2 / 1e6) for s in times] for side, times in taken.items()}
+    costs = [
+        [seconds / (side**2 / 1e6) for seconds in times]
+        for side, times in zip(sides, taken.values(), strict=True)
+    ]
     return {
-        f"{side}²": {
+        name: {
             "s_per_megapixel": statistics.median(cost),
-            "times_the_first": median_ratio(cost, costs[sides[0]]),
+            "times_the_first": median_ratio(cost, costs[0]),
         }
-        for side, cost in costs.items()
+        for name, cost in zip(ways, costs, strict=True)
     }
 
 

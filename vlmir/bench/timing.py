@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -15,18 +14,16 @@ __all__ = ["ceiling_tflops", "in_turns", "median_ratio", "seconds"]
 
 Clock = Callable[[], float]
 
-Way = TypeVar("Way", bound=Hashable)
-
 _SIDE, _TRIALS = 2048, 5
 
 
 def in_turns(
-    ways: Mapping[Way, Callable[[], object]],
+    ways: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
     device: torch.device,
     clock: Clock = time.perf_counter,
-) -> dict[Way, list[float]]:
+) -> dict[str, list[float]]:
     """Seconds of each way in each round, after one untimed call of each.
 
     Args:
@@ -37,7 +34,7 @@ def in_turns(
     """
     for way in ways.values():
         way()
-    times: dict[Way, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             times[name].append(seconds(way, device, clock))
