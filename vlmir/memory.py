@@ -152,9 +152,9 @@ class MemoryPlanner:
     def _call_pixels(self, height: int, width: int, plan: Plan) -> int:
         """Pixels, padding included, of the largest network call."""
         windows = self._sampler.tile_plan(height, width, plan.tile).windows
-        multiple = self._sampler.unet.multiple
-        # The last of a row or column may be a little longer than the others.
-        largest = max(a * b for a, b in {padded((w.height, w.width), multiple) for w in windows})
+        first = windows[0]  # none is larger
+        rows, columns = padded((first.height, first.width), self._sampler.unet.multiple)
+        largest = rows * columns
         # As many mirror images as there may be: a plan is fitted before it is known whether the damage is wide.
         evaluations = len(windows) * (len(MIRRORS) if plan.ensemble else 1)
         return largest * max(1, min(evaluations, plan.call_pixels // largest))

@@ -41,7 +41,7 @@ class TilePlan:
     height: int
     width: int
     windows: tuple[Window, ...]
-    """Row-major; all of one size, but for the last of a row or column where starts are aligned."""
+    """Row-major; all of one size, but that the last of a row or column may be shorter by less than ``align``."""
 
     row_profiles: tuple[npt.NDArray[np.float64], ...]
     """For each row of windows its weight along the height, float64."""
@@ -99,29 +99,28 @@ class TilePlan:
 
 
 def plan_tiles(height: int, width: int, *, tile: int, overlap: int, align: int = 1) -> TilePlan:
-    """Cover a picture with square windows.
+    """Cover a picture with as few windows as do, each no larger than it must be.
 
-    Windows are spread evenly: the first and last touch the borders, neighbours share at least
-    `overlap` pixels, and all are `tile` wide and high (a side shorter than that is one window
-    long). Where windows meet, weights cross-fade as raised cosines.
+    Windows are spread evenly: the first and last touch the borders, and neighbours share at least `overlap` pixels.
+    Along each side they are as long as covering it takes, so a picture a little longer than a window costs little more
+    than its own pixels. Where windows meet, weights cross-fade as raised cosines.
 
     Args:
         height: Rows of the picture, at least 1.
         width: Columns of the picture, at least 1.
-        tile: Side of a window, pixels, at least 1.
+        tile: Most rows and columns of a window, pixels, at least 1.
         overlap: Least number of pixels that neighbours share, 0 … tile - align.
-        align: Windows start at multiples of this many pixels, so that a network that halves its
-            resolution sees the same grid in each; the last of a row or column is then up to
-            align - 1 longer.
+        align: Windows start at multiples of this many pixels and are as long, so that a network that halves its
+            resolution sees the same grid in each; `tile` is rounded down to such a multiple, `overlap` up.
 
     Raises:
         OptionError: An argument is out of range.
     """
     if height < 1 or width < 1:
         raise OptionError(f"A picture of {height}×{width} cannot be tiled.")
-    if align < 1 or not 0 <= overlap <= tile - align:
+    if align < 1 or overlap < 0 or -(-overlap // align) >= tile // align:
         raise OptionError(
-            f"Tile and align must be at least 1 and overlap from 0 to tile - align, not {tile}, "
+            f"Tile and align must be at least 1 and overlap from 0 to tile - align, in multiples of align, not {tile}, "
             f"{align} and {overlap}."
         )
     rows = _spans(height, tile, overlap, align)
@@ -143,9 +142,12 @@ def _spans(size: int, tile: int, overlap: int, align: int) -> list[range]:
     """The windows along one axis."""
     if size <= tile:
         return [range(size)]
-    steps = -(-(size - tile) // (tile - overlap - align + 1))  # rounding down costs align - 1
-    starts = [step * (size - tile) // steps // align * align for step in range(steps + 1)]
-    return [range(start, start + tile) for start in starts[:-1]] + [range(starts[-1], size)]
+    # All in multiples of align: the side, what neighbours share, and the longest window.
+    side, shared, most = -(-size // align), -(-overlap // align), tile // align
+    count = -(-(side - shared) // (most - shared))
+    length = -(-(side + (count - 1) * shared) // count)
+    starts = [align * (step * (side - length) // (count - 1)) for step in range(count)]
+    return [range(start, min(start + align * length, size)) for start in starts]
 
 
 def _profiles(spans: list[range], size: int) -> tuple[npt.NDArray[np.float64], ...]:

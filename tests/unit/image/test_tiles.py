@@ -41,11 +41,41 @@ def test_windows_fit_and_overlap(drawn: tuple[TilePlan, int, int]) -> None:
     assert (first.top, first.left) == (0, 0)
     assert (last.top + last.height, last.left + last.width) == (plan.height, plan.width)
     for window in plan.windows:
-        assert (window.height, window.width) == (min(tile, plan.height), min(tile, plan.width))
-    for starts in ({w.top for w in plan.windows}, {w.left for w in plan.windows}):
-        ordered = sorted(starts)
-        assert all(b - a <= tile - overlap for a, b in pairwise(ordered))
+        assert (window.height, window.width) == (first.height, first.width)
+        assert max(window.height, window.width) <= tile
+    for starts, length in (
+        ({w.top for w in plan.windows}, first.height),
+        ({w.left for w in plan.windows}, first.width),
+    ):
+        assert all(b - a <= length - overlap for a, b in pairwise(sorted(starts)))
     assert len(set(plan.windows)) == len(plan.windows)
+
+
+@given(plans())
+def test_no_fewer_and_no_shorter_windows_would_do(drawn: tuple[TilePlan, int, int]) -> None:
+    plan, tile, overlap = drawn
+    first = plan.windows[0]
+    for size, starts, length in (
+        (plan.height, {w.top for w in plan.windows}, first.height),
+        (plan.width, {w.left for w in plan.windows}, first.width),
+    ):
+        count = len(starts)
+        reach = count * (length - 1) - (count - 1) * overlap
+        assert reach < size, "a pixel less would do"
+        if count > 1:
+            assert (count - 1) * tile - (count - 2) * overlap < size, "a window less would do"
+
+
+@pytest.mark.parametrize(
+    ("size", "windows", "longest"), [(512, 1, 512), (620, 2, 384), (700, 2, 416), (4096, 10, 512)]
+)
+def test_a_picture_a_little_over_a_tile_costs_little_more_than_its_pixels(
+    size: int, windows: int, longest: int
+) -> None:
+    plan = plan_tiles(size, 1, tile=512, overlap=96, align=32)
+    assert len(plan.windows) == windows
+    assert max(window.height for window in plan.windows) == longest
+    assert sum(window.height for window in plan.windows) <= 1.25 * size
 
 
 @given(plans(), st.integers(0, 2**32 - 1))
@@ -101,7 +131,9 @@ def test_aligned_windows_start_on_the_grid_and_cover(
     total = np.zeros((height, width), np.float32)
     for index, window in enumerate(plan.windows):
         assert window.top % align == 0 and window.left % align == 0
-        assert max(window.height, window.width) < 64 + align
+        assert max(window.height, window.width) <= 64
+        assert window.height > plan.windows[0].height - align
+        assert window.width > plan.windows[0].width - align
         total[window.slices] += plan.weight(index)
     assert np.abs(total - 1).max() < 1e-6
     for axis in ("top", "left"):

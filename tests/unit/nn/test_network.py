@@ -46,7 +46,7 @@ def run(unet: UNet, height: int, width: int, **given: torch.Tensor | None) -> to
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_size_comes_back(height: int, width: int) -> None:
     output = run(UNET, height, width)
     assert output.shape == (1, 3, height, width)
