@@ -81,8 +81,12 @@ def _rows(state: dict[str, Tensor], what: str) -> int | None:
     return None if table is None else len(table)
 
 
-def build_embedder(bundle: Bundle) -> ClipEmbedder:
+def build_embedder(bundle: Bundle, voting: torch.dtype = torch.float32) -> ClipEmbedder:
     """The embedder of a bundle, its LoRA updates merged; without any, captions are read as CLIP reads them.
+
+    Args:
+        bundle: Holds it.
+        voting: See :class:`~vlmir.vlm.embedder.ClipEmbedder`.
 
     Raises:
         BundleError: Its files do not fit the preset.
@@ -95,7 +99,7 @@ def build_embedder(bundle: Bundle) -> ClipEmbedder:
         network = DegradationCLIP(preset.embedder, len(preset.labels), clip, lora=False)
     load_strictly(network, state, may_miss=r"^caption_encoder\.")
     merge_lora(network, lora)
-    return ClipEmbedder(network, build_tokenizer(bundle), preset.labels)
+    return ClipEmbedder(network, build_tokenizer(bundle), preset.labels, voting=voting)
 
 
 def build_tokenizer(bundle: Bundle) -> Tokenizer:

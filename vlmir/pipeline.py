@@ -194,7 +194,8 @@ class Restorer:
             bundle: Name of a shipped bundle, or the path of a bundle folder.
             limits: What pictures are accepted; None: the library's.
             device: Where the sampler runs: ``auto`` for a GPU where there is one, or ``cpu``, ``cuda:1`` and the like.
-            precision: The sampler's: ``fp32``, ``bf16``, or ``auto`` for bfloat16 where the processor multiplies in it.
+            precision: Of the sampler, and of the views that vote on the label: ``fp32``, ``bf16``, or ``auto`` for
+                bfloat16 where the processor multiplies in it.
 
         Raises:
             BundleError: There is none, or it is damaged.
@@ -227,7 +228,7 @@ class Restorer:
             captioner = build_captioner(bundle)
         return cls(
             captioner=captioner,
-            embedder=build_embedder(bundle),
+            embedder=build_embedder(bundle, Compute.choose("cpu", precision).dtype),
             sampler=sampler,
             release=bundle.release,
             digests=bundle.digests,

@@ -25,6 +25,7 @@ from services.embedder.backends import (
 )
 from services.embedder.settings import BackendName
 from vlmir.bundle import Bundle
+from vlmir.compute import Compute
 from vlmir.errors import InputError, OptionError
 from vlmir.parts import build_embedder, build_tokenizer
 from vlmir.vlm.embedder import ImageEmbedding, ViewMaker, judge, with_mirrors
@@ -149,7 +150,9 @@ class BackendChoice:
         elif self.name == "onnxruntime" or (self.name == "auto" and _has_graphs(folder)):
             backend = self._in_process(OnnxNetwork(folder, digest))
         else:
-            backend = self._in_process(TorchNetwork(build_embedder(bundle)))
+            backend = self._in_process(
+                TorchNetwork(build_embedder(bundle, Compute.choose("cpu").dtype))
+            )
         log.info("embedding by %s", backend.name)
         return backend
 

@@ -32,6 +32,7 @@ from tests.integration.calls import (
 )
 from tests.small import CAPTIONS
 from vlmir.bundle import load_bundle
+from vlmir.compute import Compute
 from vlmir.errors import BundleError, OptionError
 from vlmir.parts import build_embedder
 from vlmir.v1 import image_pb2
@@ -152,7 +153,7 @@ def test_the_shipped_weights_give_the_librarys_numbers() -> None:
         degrade(photo, label, seed=0, strength=0.6)
         for photo, label in zip(photos, ("noisy", "rainy", "hazy"), strict=True)
     ]
-    library = build_embedder(load_bundle("tiny"))
+    library = build_embedder(load_bundle("tiny"), Compute.choose("cpu").dtype)
 
     async def test(stub: EmbedderServiceStub) -> None:
         captions = ["a dog runs on the grass .", "", "two people in the snow with a sled " * 9]

@@ -12,6 +12,7 @@ from rich.progress import track
 from training.measure.benches import held_out_labels
 from training.measure.intervals import interval
 from vlmir.bundle import load_bundle
+from vlmir.compute import Compute
 from vlmir.image.color import to_float
 from vlmir.parts import build_embedder
 
@@ -31,7 +32,7 @@ def measure_labels(bundle: str, folder: Path, limit: int | None) -> dict[str, An
         ``accuracy``, over photos, since the copies of one photo are not independent; ``confusion``: true label →
         judged label → pictures.
     """
-    embedder = build_embedder(load_bundle(bundle))
+    embedder = build_embedder(load_bundle(bundle), Compute.choose("cpu").dtype)
     labels = embedder.labels
     confusion = {truth: dict.fromkeys(labels, 0) for truth in labels}
     hits = []

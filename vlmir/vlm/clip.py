@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vlmir.config import ClipConfig, EmbedderConfig
 from vlmir.errors import BundleError
@@ -74,7 +75,7 @@ class DetailStem(nn.Module):
         layers: list[nn.Module] = []
         channels = 6
         for out in self.CHANNELS:
-            layers += [_convolution(channels, out, stride=2), nn.SiLU()]
+            layers += [_Convolution(channels, out, stride=2), nn.SiLU()]
             if channels > 6:  # at the first level it would cost as much as all the others together
                 layers.append(_Residual(out))
             channels = out
@@ -94,20 +95,27 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        last = _convolution(channels, channels)
-        self.body = nn.Sequential(_convolution(channels, channels), nn.SiLU(), last)
+        last = _Convolution(channels, channels)
+        self.body = nn.Sequential(_Convolution(channels, channels), nn.SiLU(), last)
         nn.init.zeros_(cast(Tensor, last[1].weight))
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, x + self.body(x))
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+class _Convolution(nn.Sequential):
     """3×3 convolution and batch normalisation."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(channels_out),
-    )
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+
+    def fold(self) -> None:
+        """Make one convolution of both; only for inference."""
+        convolution, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], tuple(self))
+        self[0], self[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 class Controller(nn.Module):
@@ -145,10 +153,30 @@ class Controller(nn.Module):
         for block, zero in zip(self.tower.transformer.resblocks, self.zero, strict=True):
             x = block(x)
             hidden.append(zero(x))
-        f_D = self.tower._pool(x)[0] @ self.tower.proj
-        if self.stem is not None:
-            f_D = f_D + self.stem(pixels)
-        return f_D, hidden[::-1]
+        return self._pooled(x, pixels), hidden[::-1]
+
+    def damage(self, pixels: Tensor) -> Tensor:
+        """f_D alone, B×D, not normalised, of B×(3|6)×S×S normalised pixels."""
+        x = self.tower._embeds(pixels)
+        for block in self.tower.transformer.resblocks:
+            x = block(x)
+        return self._pooled(x, pixels)
+
+    def judging(self, dtype: torch.dtype) -> Controller:
+        """A copy that gives f_D in another type, with batch normalisation folded into the convolutions."""
+        one = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in one.modules():
+            if isinstance(module, _Convolution):
+                module.fold()
+        one.to(dtype).to(memory_format=torch.channels_last)
+        if one.stem is not None:
+            one.stem.head.float()  # it reads statistics, which are summed in float32
+        return one
+
+    def _pooled(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """f_D of the tower's last tokens, and of the pixels by the convolutional path."""
+        f_D: Tensor = self.tower._pool(x)[0] @ self.tower.proj
+        return f_D if self.stem is None else f_D + self.stem(pixels)
 
 
 class DegradationCLIP(nn.Module):

@@ -113,6 +113,14 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + self._attend(self.ln_1(x), mask)
         return cast(Tensor, x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x)))))
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What ``self.attn`` computes; its own forward projects a transposed copy, which takes longer."""
+        attn = self.attn
+        qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+        qkv = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B×heads×N×width of a head
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return cast(Tensor, attn.out_proj(found.transpose(1, 2).flatten(2)))

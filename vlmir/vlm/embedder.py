@@ -130,14 +130,28 @@ def judge(
 
 
 class ClipEmbedder:
-    """Embeds pictures, captions and degradation labels (none of the vectors is normalised)."""
+    """Embeds pictures, captions and degradation labels (none of the vectors is normalised).
+
+    Args:
+        network: Its weights must not change any more.
+        tokenizer: Of its text tower.
+        labels: Names of its K labels.
+        voting: Type in which views beyond the first are judged, which only vote on the label.
+    """
 
     def __init__(
-        self, network: DegradationCLIP, tokenizer: Tokenizer, labels: Sequence[str]
+        self,
+        network: DegradationCLIP,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        *,
+        voting: torch.dtype = torch.float32,
     ) -> None:
         self.network = network.eval()
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
+        self._voting = voting
+        self._voter = network.controller.judging(voting)
 
     @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
@@ -151,12 +165,15 @@ class ClipEmbedder:
     @torch.inference_mode()
     def see(self, views_PWCSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """P pictures of W views each → f_I of each first view (P×D), f_D (P×W×D) and logits (P×W×K) of each view."""
-        pictures, views = views_PWCSS.shape[:2]
-        f_D, control = self.network.controller(views_PWCSS.flatten(0, 1))
-        first = [hidden[::views] for hidden in control]
-        f_I = self.network.encode_content(views_PWCSS[:, 0], first)
+        first, others = views_PWCSS[:, 0], views_PWCSS[:, 1:]
+        f_D, control = self.network.controller(first)
+        f_I = self.network.encode_content(first, control)
+        f_D = f_D[:, None]
+        if others.shape[1]:
+            voted = self._voter.damage(others.flatten(0, 1).to(self._voting))
+            f_D = torch.cat([f_D, voted.float().view(*others.shape[:2], -1)], dim=1)
         logits = self.network.degradation_logits(f_D)
-        return f_I, f_D.view(pictures, views, -1), logits.view(pictures, views, -1)
+        return f_I, f_D, logits
 
     @property
     def view_maker(self) -> ViewMaker:

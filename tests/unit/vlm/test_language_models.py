@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,3 +179,25 @@ def test_captioner_says_something_for_any_size(tokenizer: CaptionTokenizer) -> N
     )
     for shape in ((1, 1, 3), (37, 91, 3)):
         assert isinstance(captioner.caption(np.zeros(shape, np.float32)), str)
+
+
+def test_only_votes_on_the_label_are_cast_in_another_type(
+    network: DegradationCLIP, tokenizer: CaptionTokenizer
+) -> None:
+    with torch.no_grad():
+        for p in network.controller.parameters():  # or f_D would be the convolutional path's alone
+            p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    exact, quick = (
+        ClipEmbedder(network, tokenizer, PRESET.labels, voting=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    network.set_labels(exact.tokenize(PRESET.labels))
+    views = torch.randn(2, 4, 6, 160, 160)
+    (f_I, f_D, logits), seen = exact.see(views), quick.see(views)
+    whole = network.encode_image(views[:, 0])
+    alone = network.controller(views.flatten(0, 1))[0].view(2, 4, -1)
+    assert torch.equal(f_I, seen[0]) and torch.allclose(f_I, whole[0], atol=1e-4)
+    assert torch.equal(f_D[:, 0], seen[1][:, 0]) and torch.equal(logits[:, 0], seen[2][:, 0])
+    assert torch.allclose(f_D, alone, atol=1e-4)
+    assert not torch.equal(f_D[:, 1:], seen[1][:, 1:])
+    assert F.cosine_similarity(f_D, seen[1], dim=-1).min() > 0.999
