@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 
@@ -12,7 +14,7 @@ from vlmir.nn import UNet
 from vlmir.parts import save_bundle
 from vlmir.vlm.captioner import build_blip
 from vlmir.vlm.clip import DegradationCLIP
-from vlmir.vlm.tokenizer import CaptionTokenizer
+from vlmir.vlm.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 
 __all__ = ["CAPTIONS", "small_bundle", "small_preset"]
 
@@ -90,7 +92,7 @@ def small_bundle(folder: Path) -> Path:
     """Write a bundle of the small preset with random weights; returns its folder."""
     torch.manual_seed(0)
     preset = small_preset()
-    tokenizer = CaptionTokenizer.train(CAPTIONS, 200, folder / "words" / "tokenizer.json")
+    tokenizer = _tokenizer(folder / "words" / "tokenizer.json")
     embedder = DegradationCLIP(preset.embedder, len(preset.labels))
     embedder.set_labels(tokenizer(preset.labels, 12))
     unet = UNet(preset.sampler.unet)
@@ -109,3 +111,15 @@ def small_bundle(folder: Path) -> Path:
         metrics={},
     )
     return folder / "bundle"
+
+
+def _tokenizer(file: Path) -> CaptionTokenizer:
+    """The words of the captions, and letters for others: a trained vocabulary is another one in every process."""
+    CaptionTokenizer.train(CAPTIONS, 200, file)
+    words = sorted({word for caption in CAPTIONS for word in caption.split()} - {"a", "."})
+    pieces = [*SPECIAL_TOKENS, "-", ".", *ascii_lowercase]
+    pieces += [*(f"##{letter}" for letter in ascii_lowercase), *words]
+    trained = json.loads(file.read_text("utf-8"))
+    trained["model"]["vocab"] = {piece: number for number, piece in enumerate(pieces)}
+    file.write_text(json.dumps(trained), encoding="utf-8")
+    return CaptionTokenizer(file)
