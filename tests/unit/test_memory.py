@@ -146,10 +146,10 @@ def test_what_fits_is_left_as_it_is(small: DiffusionSampler) -> None:
 def test_short_memory_makes_calls_and_then_tiles_smaller() -> None:
     sampler = sampler_of(load_preset("tiny").sampler)
     roomy = planner(sampler)
-    whole = roomy.need(1000, 1000, PLAN).host
-    chosen = planner(sampler, int(1.14 * whole)).fit(1000, 1000, PLAN)
+    whole = roomy.need(2000, 2000, PLAN).host
+    chosen = planner(sampler, int(1.14 * whole)).fit(2000, 2000, PLAN)
     assert chosen.tile == 384 and chosen.call_pixels == 1
-    assert 1.15 * roomy.need(1000, 1000, chosen).host <= 1.14 * whole
+    assert 1.15 * roomy.need(2000, 2000, chosen).host <= 1.14 * whole
     ensemble = replace(PLAN, tile=256, ensemble=True)
     together = roomy.need(256, 256, ensemble).host
     one_by_one = planner(sampler, together).fit(256, 256, ensemble)

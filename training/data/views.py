@@ -38,14 +38,17 @@ CAPTIONED = 4000
 PER_LABEL = 200
 """Pictures of each label in the joint phase, cut from the clean photos and real pairs."""
 
-DAMAGE_PER_LABEL = 1500
+DAMAGE_PER_LABEL = 1700
 """Pictures of each label in the first phase, cut from the clean photos and real pairs."""
 
-DAMAGE_CAPTIONED = 700
+DAMAGE_CAPTIONED = 1300
 """Captioned photos with each label in the first phase: small, but of many more scenes."""
 
-HARD = ("clean", "shadowed", "raindrop", "hazy")
-"""Labels that are told apart with difficulty and get twice as many."""
+TIMES = {"clean": 6, "shadowed": 3, "raindrop": 3, "hazy": 3}
+"""Labels that are told apart with difficulty get so many times as many pictures.
+
+Clean ones most: of what looks the same without damage and with little, the photo is not to be altered.
+"""
 
 REAL_SHARE = 0.4
 """Share of real pairs among the pictures of a label that has some."""
@@ -125,7 +128,7 @@ def _mirrored(views: Tensor, generator: torch.Generator) -> Tensor:
 
 def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
     """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
-    counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, HARD, REAL_SHARE, preset.labels)
+    counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, TIMES, REAL_SHARE, preset.labels)
     made_of = fingerprint(
         pool.digest, len(pool), captions_and_split(captioned), _how_seen(preset), counts
     )
@@ -164,7 +167,7 @@ def prepare_stage1(
     for network in (parts.clip, captioner.model):
         network.to(device)
     networks = (parts.clip, captioner.model, preset.captioner.beams, _how_seen(preset))
-    counts = (CAPTIONED, PER_LABEL, HARD, REAL_SHARE, preset.labels)
+    counts = (CAPTIONED, PER_LABEL, TIMES, REAL_SHARE, preset.labels)
     made_of = fingerprint(pool.digest, len(pool), captions_and_split(captioned), networks, counts)
     file = folder / f"data-{made_of}.pt"
     captions = CaptionCache(folder, captioner)
@@ -174,13 +177,13 @@ def prepare_stage1(
 
 
 def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
-    rng = np.random.default_rng(1)
-    times = {label: 1 + (label in HARD) for label in preset.labels}
+    times = {label: TIMES.get(label, 1) for label in preset.labels}
     count = (DAMAGE_CAPTIONED + DAMAGE_PER_LABEL) * sum(times.values())
     # At once, not joined at the end: that would take twice the memory.
     views = torch.empty(count, *_view_shape(preset), dtype=torch.uint8)
     labels, severities = list[int](), list[Tensor]()
     for number, label in enumerate(preset.labels):
+        rng = np.random.default_rng((1, number))
         small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times[label])
         degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
         cut = _pictures(pool, label, DAMAGE_PER_LABEL * times[label], rng)
@@ -216,7 +219,8 @@ def _prepare(
         add(_damaged_photo(photos, i, preset.labels[label], rng)[0], label)
         gt_captions.append(photos.captions[i][int(rng.integers(len(photos.captions[i])))])
     for number, label_name in enumerate(preset.labels):
-        for lq, gt in _pictures(pool, label_name, PER_LABEL * (1 + (label_name in HARD)), rng):
+        count = PER_LABEL * TIMES.get(label_name, 1)
+        for lq, gt in _pictures(pool, label_name, count, rng):
             add(lq, number)
             gt_small.append(_small(preset, gt))
     gt_captions += captions(_readers(gt_small), "clean pictures")

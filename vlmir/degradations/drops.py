@@ -75,9 +75,9 @@ class _Look:
     def draw(cls, rng: np.random.Generator) -> _Look:
         """One of many possible looks."""
         return cls(
-            radius=math.exp(rng.uniform(math.log(2.5), math.log(13.0))),
+            radius=math.exp(rng.uniform(math.log(2.5), math.log(20.0))),
             spread=rng.uniform(0.2, 0.6),
-            softness=rng.uniform(0.25, 1.4),
+            softness=rng.uniform(0.25, 1.6),
             thickness=rng.uniform(0.55, 1.0),
             defocus=rng.uniform(0.01, 0.12),
             grey=rng.uniform(0.1, 0.9),

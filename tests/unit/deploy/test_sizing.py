@@ -131,7 +131,7 @@ def test_your_own_cost_wins() -> None:
     load = Load(images_per_s=10, hardware="h100")
     own = size(with_(load, s_per_megapixel=0.2))
     assert own.measured and not size(load).measured
-    six_windows = 10 * 0.2 * 6 * 496 * 464 / 1e6
+    six_windows = 10 * 0.2 * 6 * 480 * 432 / 1e6
     assert own["sampler"].needs["computing"] == pytest.approx(six_windows, rel=0.05)
     assert own["captioner"] == size(load)["captioner"]
 
