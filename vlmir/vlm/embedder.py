@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vlmir.config import EmbedderConfig
 from vlmir.errors import OptionError
-from vlmir.vlm.clip import DegradationCLIP
+from vlmir.vlm.clip import Controller, DegradationCLIP
 from vlmir.vlm.preprocess import clip_input
 from vlmir.vlm.tokenizer import Tokenizer
 
@@ -151,7 +152,6 @@ class ClipEmbedder:
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
         self._voting = voting
-        self._voter = network.controller.judging(voting)
 
     @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
@@ -174,6 +174,11 @@ class ClipEmbedder:
             f_D = torch.cat([f_D, voted.float().view(*others.shape[:2], -1)], dim=1)
         logits = self.network.degradation_logits(f_D)
         return f_I, f_D, logits
+
+    @cached_property
+    def _voter(self) -> Controller:
+        """Judges views beyond the first; not made where there is one alone, since it takes as much memory again."""
+        return self.network.controller.judging(self._voting)
 
     @property
     def view_maker(self) -> ViewMaker:
