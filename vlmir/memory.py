@@ -6,6 +6,7 @@ of one call. Not counted is what a process takes once, with its first picture: a
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,17 +22,21 @@ from vlmir.sweeps import padded
 
 __all__ = ["MOST_COPIES", "MemoryPlanner", "Need", "activations", "free_memory", "picture_room"]
 
-SCRATCH = 68 * 2**20
+SCRATCH = 10 * 2**20
 """Bytes that are taken beside copies and activations: reordered weights, captions and embeddings, small blocks."""
 
-HOLES = 2.06
-"""Memory of a call over what is alive in it: glibc keeps blocks of up to 32 MiB, and the layers leave holes in them.
+HOLES = 2.9
+"""Memory of calls over what is alive in one: glibc keeps blocks of up to 32 MiB, and the layers leave holes in them.
 
-Fitted, with :data:`SCRATCH`, to ``tiny`` in float32 and bfloat16 from 1 to 24 megapixels: the means over processes are
-within 7 % of it, single processes scatter by 8 % (standard deviation), since addresses differ. A network whose blocks
-are mostly larger, such as ``base``, takes less: 1.3. To have each block given back at once (mallopt) takes a third of
-the memory, and twice the time on two processors: every layer then waits for fresh pages.
+So it is for calls of :data:`LARGE` pixels and more; smaller blocks fit into more of the holes, and the ratio grows as
+the root of the pixels. Fitted, with :data:`SCRATCH`, to ``tiny`` in float32 and bfloat16 from 1 to 24 megapixels:
+single processes scatter by 8 % (standard deviation), since addresses differ. One call alone takes less, and so does a
+network whose blocks are mostly larger, such as ``base``. To have each block given back at once (mallopt) takes a third of the
+memory, and twice the time on two processors: every layer then waits for fresh pages.
 """
+
+LARGE = 512 * 512
+"""Pixels of a call."""
 
 SLACK = 1.15
 """Free memory over predicted need from which a picture is taken; the prediction may be so much too low."""
@@ -93,7 +98,8 @@ class MemoryPlanner:
             plan: How it is restored.
         """
         picture = _PICTURE * height * width
-        call = round(self._per_pixel * self._call_pixels(height, width, plan)) + SCRATCH
+        pixels = self._call_pixels(height, width, plan)
+        call = round(self._per_pixel * pixels * min(1, math.sqrt(pixels / LARGE))) + SCRATCH
         apart = self._device.type != "cpu"
         # What a call took stays with the process: its holes are of no use to the copies made between two calls.
         copies = round((self._copies(plan) + self._beside) * picture)
@@ -130,7 +136,8 @@ class MemoryPlanner:
         Args:
             memory: Bytes where the network runs.
         """
-        return max(1, int((memory / SLACK - SCRATCH) / self._per_pixel))
+        pixels = max(0, memory / SLACK - SCRATCH) / self._per_pixel
+        return max(1, int(pixels if pixels > LARGE else (pixels**2 * LARGE) ** (1 / 3)))
 
     def _candidates(self, height: int, width: int, plan: Plan) -> Iterator[Plan]:
         yield plan

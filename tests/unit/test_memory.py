@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -124,9 +125,19 @@ def test_bfloat16_halves_the_activations(small: DiffusionSampler) -> None:
 
 def test_a_known_need(small: DiffusionSampler) -> None:
     """Two copies of the picture; a window's two inputs and its activations, with the holes; the constant."""
-    plan = replace(PLAN, tile=0)
-    call = HOLES * 256**2 * (2 * 3 * 4 + 4 * activations(small.config.unet))
-    assert planner(small).need(256, 256, plan).host == 2 * 12 * 256**2 + round(call) + SCRATCH
+    plan, per_pixel = replace(PLAN, tile=0), 2 * 3 * 4 + 4 * activations(small.config.unet)
+    for side, holes in ((256, HOLES / 2), (512, HOLES), (1024, HOLES)):
+        call = round(holes * side**2 * per_pixel)
+        assert planner(small).need(side, side, plan).host == 2 * 12 * side**2 + call + SCRATCH
+
+
+@pytest.mark.parametrize("side", [100, 400, 512, 2000])
+def test_the_room_for_a_call_is_what_a_call_needs(small: DiffusionSampler, side: int) -> None:
+    there = planner(small)
+    there._device = torch.device("cuda")
+    call = there.need(side, side, replace(PLAN, tile=0)).device
+    padded = (-(-side // small.unet.multiple) * small.unet.multiple) ** 2
+    assert there.call_room(math.ceil(SLACK * call)) == pytest.approx(padded, rel=1e-3)
 
 
 def test_samples_and_solvers_of_second_order_hold_more_copies(small: DiffusionSampler) -> None:
