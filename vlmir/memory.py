@@ -31,8 +31,8 @@ HOLES = 2.9
 So it is for calls of :data:`LARGE` pixels and more; smaller blocks fit into more of the holes, and the ratio grows as
 the root of the pixels. Fitted, with :data:`SCRATCH`, to ``tiny`` in float32 and bfloat16 from 1 to 24 megapixels:
 single processes scatter by 8 % (standard deviation), since addresses differ. One call alone takes less, and so does a
-network whose blocks are mostly larger, such as ``base``. To have each block given back at once (mallopt) takes a third of the
-memory, and twice the time on two processors: every layer then waits for fresh pages.
+network whose blocks are mostly larger, such as ``base``. To have each block given back at once (mallopt) takes a third
+of the memory, and twice the time on two processors: every layer then waits for fresh pages.
 """
 
 LARGE = 512 * 512
