@@ -36,7 +36,7 @@ of the memory, and twice the time on two processors: every layer then waits for 
 """
 
 LARGE = 512 * 512
-"""Pixels of a call."""
+"""Pixels of a call from which on :data:`HOLES` does not grow."""
 
 SLACK = 1.15
 """Free memory over predicted need from which a picture is taken; the prediction may be so much too low."""

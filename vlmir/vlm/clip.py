@@ -153,14 +153,11 @@ class Controller(nn.Module):
         for block, zero in zip(self.tower.transformer.resblocks, self.zero, strict=True):
             x = block(x)
             hidden.append(zero(x))
-        return self._pooled(x, pixels), hidden[::-1]
+        return self._with_stem(self.tower._pool(x)[0] @ self.tower.proj, pixels), hidden[::-1]
 
     def damage(self, pixels: Tensor) -> Tensor:
         """f_D alone, B×D, not normalised, of B×(3|6)×S×S normalised pixels."""
-        x = self.tower._embeds(pixels)
-        for block in self.tower.transformer.resblocks:
-            x = block(x)
-        return self._pooled(x, pixels)
+        return self._with_stem(encode_tower(self.tower, pixels), pixels)
 
     def judging(self, dtype: torch.dtype) -> Controller:
         """A copy that gives f_D in another type, with batch normalisation folded into the convolutions."""
@@ -173,9 +170,8 @@ class Controller(nn.Module):
             one.stem.head.float()  # it reads statistics, which are summed in float32
         return one
 
-    def _pooled(self, x: Tensor, pixels: Tensor) -> Tensor:
-        """f_D of the tower's last tokens, and of the pixels by the convolutional path."""
-        f_D: Tensor = self.tower._pool(x)[0] @ self.tower.proj
+    def _with_stem(self, f_D: Tensor, pixels: Tensor) -> Tensor:
+        """The tower's f_D and what the convolutional path adds to it, where there is one."""
         return f_D if self.stem is None else f_D + self.stem(pixels)
 
 

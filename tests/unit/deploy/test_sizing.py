@@ -132,7 +132,7 @@ def test_your_own_cost_wins() -> None:
     own = size(with_(load, s_per_megapixel=0.2))
     assert own.measured and not size(load).measured
     six_windows = 10 * 0.2 * 6 * 480 * 432 / 1e6
-    assert own["sampler"].needs["computing"] == pytest.approx(six_windows, rel=0.05)
+    assert six_windows <= own["sampler"].needs["computing"] < 1.05 * six_windows
     assert own["captioner"] == size(load)["captioner"]
 
 

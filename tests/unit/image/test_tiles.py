@@ -21,6 +21,15 @@ def plans(draw: st.DrawFn) -> tuple[TilePlan, int, int]:
     return plan_tiles(height, width, tile=tile, overlap=overlap), tile, overlap
 
 
+def axes(plan: TilePlan) -> list[tuple[int, list[int], int]]:
+    """The side of the picture, where windows start along it, and how long the first is; down, then across."""
+    first = plan.windows[0]
+    return [
+        (plan.height, sorted({window.top for window in plan.windows}), first.height),
+        (plan.width, sorted({window.left for window in plan.windows}), first.width),
+    ]
+
+
 @given(plans())
 def test_weights_sum_to_one_everywhere(drawn: tuple[TilePlan, int, int]) -> None:
     plan, _, _ = drawn
@@ -43,22 +52,15 @@ def test_windows_fit_and_overlap(drawn: tuple[TilePlan, int, int]) -> None:
     for window in plan.windows:
         assert (window.height, window.width) == (first.height, first.width)
         assert max(window.height, window.width) <= tile
-    for starts, length in (
-        ({w.top for w in plan.windows}, first.height),
-        ({w.left for w in plan.windows}, first.width),
-    ):
-        assert all(b - a <= length - overlap for a, b in pairwise(sorted(starts)))
+    for _, starts, length in axes(plan):
+        assert all(b - a <= length - overlap for a, b in pairwise(starts))
     assert len(set(plan.windows)) == len(plan.windows)
 
 
 @given(plans())
 def test_no_fewer_and_no_shorter_windows_would_do(drawn: tuple[TilePlan, int, int]) -> None:
     plan, tile, overlap = drawn
-    first = plan.windows[0]
-    for size, starts, length in (
-        (plan.height, {w.top for w in plan.windows}, first.height),
-        (plan.width, {w.left for w in plan.windows}, first.width),
-    ):
+    for size, starts, length in axes(plan):
         count = len(starts)
         reach = count * (length - 1) - (count - 1) * overlap
         assert reach < size, "a pixel less would do"

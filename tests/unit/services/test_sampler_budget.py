@@ -66,9 +66,9 @@ def test_room_follows_the_memory(free: dict[str, int | None]) -> None:
 
 
 def test_calls_take_half_of_the_memory_at_most(sampler: DiffusionSampler) -> None:
-    small = Budget.of(CPU, call_pixels=10**9, given=GIB // 2).fit(sampler, 64, 64, plan())
-    large = Budget.of(CPU, call_pixels=10**9, given=GIB).fit(sampler, 64, 64, plan())
-    assert 1.5 * small.call_pixels < large.call_pixels < 10**9
+    small = Budget.of(CPU, call_pixels=10**9, given=4 * GIB).fit(sampler, 64, 64, plan())
+    large = Budget.of(CPU, call_pixels=10**9, given=8 * GIB).fit(sampler, 64, 64, plan())
+    assert 2 * small.call_pixels < large.call_pixels < 10**9
     assert Budget.of(CPU, call_pixels=MOST, given=64 * GIB).fit(sampler, 64, 64, plan()) == plan(
         call_pixels=MOST
     )
