@@ -19,6 +19,7 @@ from vlmir.v1 import sampler_pb2
 from vlmir.v1.sampler_pb2_grpc import SamplerServiceStub
 
 REQUESTS, STEPS = 6, 5
+MEMORY_MIB = 80
 
 
 def request(height: int = 40, width: int = 56, **options: Any) -> sampler_pb2.SampleRequest:
@@ -68,7 +69,7 @@ def test_what_it_takes_follows_the_memory_it_may_take(small_bundle_folder: Path)
 
     async def whole() -> dict[str, float]:
         settings = SamplerSettings(
-            port=0, bundle=str(small_bundle_folder), metrics_port=port, memory_mib=100
+            port=0, bundle=str(small_bundle_folder), metrics_port=port, memory_mib=MEMORY_MIB
         )
         async with (
             running(settings) as address,
@@ -83,8 +84,8 @@ def test_what_it_takes_follows_the_memory_it_may_take(small_bundle_folder: Path)
             return await asyncio.to_thread(metrics, port)
 
     counted = asyncio.run(whole())
-    assert counted["vlmir_memory_budget_bytes"] == 100 * 2**20
-    assert counted["vlmir_room_pixels"] < 100 * 2**20 / 24
+    assert counted["vlmir_memory_budget_bytes"] == MEMORY_MIB * 2**20
+    assert counted["vlmir_room_pixels"] < MEMORY_MIB * 2**20 / 24
 
 
 def test_a_sampler_that_samples_no_more_is_not_serving(
