@@ -11,7 +11,7 @@ import torch
 
 from services.common.batching import BatchCounts, Batcher
 from vlmir.errors import BundleError
-from vlmir.vlm.embedder import ClipEmbedder
+from vlmir.vlm.embedder import ClipEmbedder, is_certain
 
 __all__ = [
     "GRAPHS",
@@ -33,14 +33,23 @@ GRAPHS = ("clip_image", "clip_text")
 
 
 class Seen(NamedTuple):
-    """What the network sees in the W views of one picture."""
+    """What the network sees in one picture."""
 
     f_I: Array
-    """Embedding of the first view's content, D."""
+    """Embedding of the whole picture's content, D."""
     f_D: Array
-    """Embedding of the damage in each view, W×D."""
+    """Embedding of the damage in the whole picture, D."""
     logits: Array
-    """Logits of the labels in each view, W×K."""
+    """Logits of the labels in each view that was asked, the whole picture first: 1×K, or W×K."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether the whole picture leaves no doubt, see :func:`vlmir.vlm.embedder.is_certain`."""
+        return is_certain(torch.from_numpy(self.logits[0]))
+
+    def with_votes(self, logits_WK: Array) -> Seen:
+        """The same with the logits of the other views behind the whole picture's."""
+        return self._replace(logits=np.concatenate([self.logits, logits_WK]))
 
 
 class Backend(Protocol):
@@ -62,7 +71,8 @@ class Backend(Protocol):
         """What is seen in the views of one picture.
 
         Args:
-            views_WCSS: Normalised views, mirror images included.
+            views_WCSS: Normalised views, mirror images included, the whole picture first; the others are asked only
+                where it leaves doubt.
             deadline: Reading of ``time.monotonic``, or None.
 
         Raises:
@@ -93,8 +103,11 @@ class Network(Protocol):
 
     name: str
 
-    def images(self, views_PWCSS: Array) -> tuple[Array, Array, Array]:
-        """P pictures of W views each → f_I (P×D), f_D (P×W×D), logits (P×W×K)."""
+    def wholes(self, views_BCSS: Array) -> tuple[Array, Array, Array]:
+        """B whole pictures as views → f_I (B×D), f_D (B×D), logits (B×K)."""
+
+    def votes(self, views_BCSS: Array) -> Array:
+        """B other views → their logits, B×K."""
 
     def texts(self, ids_BL: Ids) -> Array:
         """B captions → f_T, B×D."""
@@ -107,10 +120,15 @@ class TorchNetwork:
         self._embedder = embedder
         self.name = f"{embedder.network.logit_scale.device}, torch"
 
-    def images(self, views_PWCSS: Array) -> tuple[Array, Array, Array]:
-        """P pictures of W views each → f_I (P×D), f_D (P×W×D), logits (P×W×K)."""
-        f_I, f_D, logits = self._embedder.see(torch.from_numpy(views_PWCSS))
+    def wholes(self, views_BCSS: Array) -> tuple[Array, Array, Array]:
+        """B whole pictures as views → f_I (B×D), f_D (B×D), logits (B×K)."""
+        f_I, f_D, logits = self._embedder.see(torch.from_numpy(views_BCSS))
         return f_I.numpy(), f_D.numpy(), logits.numpy()
+
+    def votes(self, views_BCSS: Array) -> Array:
+        """B other views → their logits, B×K."""
+        logits: Array = self._embedder.vote(torch.from_numpy(views_BCSS)).numpy()
+        return logits
 
     def texts(self, ids_BL: Ids) -> Array:
         """B captions → f_T, B×D."""
@@ -134,13 +152,16 @@ class OnnxNetwork:
     def __init__(self, folder: Path, digest: str) -> None:
         self._image, self._text = (_session(folder / f"{name}.onnx", digest) for name in GRAPHS)
 
-    def images(self, views_PWCSS: Array) -> tuple[Array, Array, Array]:
-        """P pictures of W views each → f_I (P×D), f_D (P×W×D), logits (P×W×K)."""
-        pictures, views = views_PWCSS.shape[:2]
-        flat = views_PWCSS.reshape(pictures * views, *views_PWCSS.shape[2:])
-        f_I, f_D, logits = self._image.run(["f_I", "f_D", "logits"], {"views": flat})
-        by_picture = (pictures, views, -1)
-        return f_I[::views], f_D.reshape(by_picture), logits.reshape(by_picture)
+    def wholes(self, views_BCSS: Array) -> tuple[Array, Array, Array]:
+        """B whole pictures as views → f_I (B×D), f_D (B×D), logits (B×K)."""
+        f_I, f_D, logits = self._image.run(["f_I", "f_D", "logits"], {"views": views_BCSS})
+        return f_I, f_D, logits
+
+    def votes(self, views_BCSS: Array) -> Array:
+        """B other views → their logits, B×K."""
+        (logits,) = self._image.run(["logits"], {"views": views_BCSS})
+        found: Array = logits
+        return found
 
     def texts(self, ids_BL: Ids) -> Array:
         """B captions → f_T, B×D."""
@@ -224,8 +245,10 @@ class InProcess:
         """Nothing to try: a network in this process lives as long as the process."""
 
     def warm_up(self, views_WCSS: Array, ids_L: Ids) -> None:
-        """Compute once."""
-        self._network.images(views_WCSS[None])
+        """Compute everything once, votes too, that a request may need."""
+        self._network.wholes(views_WCSS[:1])
+        if len(views_WCSS) > 1:
+            self._network.votes(views_WCSS[1:])
         self._network.texts(ids_L[None])
 
     def close(self) -> None:
@@ -234,5 +257,13 @@ class InProcess:
         self.captions.close()
 
     def _see(self, pictures: list[Array]) -> list[Seen]:
-        seen = self._network.images(np.stack(pictures))
-        return [Seen(*one) for one in zip(*seen, strict=True)]
+        views_PWCSS = np.stack(pictures)
+        wholes, others = views_PWCSS[:, 0], views_PWCSS[:, 1:]
+        f_I, f_D, logits = self._network.wholes(wholes)
+        seen = [Seen(*one) for one in zip(f_I, f_D, logits[:, None], strict=True)]
+        doubtful = [place for place, one in enumerate(seen) if not one.certain]
+        if others.shape[1] and doubtful:
+            votes = self._network.votes(others[doubtful].reshape(-1, *others.shape[2:]))
+            for place, of_one in zip(doubtful, np.split(votes, len(doubtful)), strict=True):
+                seen[place] = seen[place].with_votes(of_one)
+        return seen

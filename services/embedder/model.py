@@ -89,19 +89,19 @@ class EmbedderModel:
 
     async def check(self) -> None:
         """Try whether the backend can answer; errors are the backend's."""
-        await self.backend.check(*self._trial())
+        await self.backend.check(*self._trial(1))
 
     def warm_up(self) -> None:
         """Compute once, outside the event loop."""
-        self.backend.warm_up(*self._trial())
+        self.backend.warm_up(*self._trial(self.views.shape[0]))
 
     def close(self) -> None:
         """Compute what waits, and give back threads."""
         self.backend.close()
 
-    def _trial(self) -> tuple[Array, Ids]:
-        """A small input for the backend: one view, and a caption."""
-        return np.zeros((1, *self.views.shape[1:]), np.float32), self._ids("")
+    def _trial(self, views: int) -> tuple[Array, Ids]:
+        """An input for the backend: so many views, and a caption."""
+        return np.zeros((views, *self.views.shape[1:]), np.float32), self._ids("")
 
     def _ids(self, caption: str) -> Ids:
         ids: Ids = self.tokenizer([caption], self.context_length)[0].numpy()

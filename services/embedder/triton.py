@@ -336,9 +336,13 @@ class TritonBackend:
 
     async def _image(self, views_WCSS: Array) -> Seen:
         f_I, f_D, logits = await self._infer(
-            "clip_image", {"views": views_WCSS}, ("f_I", "f_D", "logits")
+            "clip_image", {"views": views_WCSS[:1]}, ("f_I", "f_D", "logits")
         )
-        return Seen(f_I[0], f_D, logits)
+        seen = Seen(f_I[0], f_D[0], logits)
+        if len(views_WCSS) == 1 or seen.certain:
+            return seen
+        (votes,) = await self._infer("clip_image", {"views": views_WCSS[1:]}, ("logits",))
+        return seen.with_votes(votes)
 
     async def _text(self, ids_L: Ids) -> Array:
         (f_T,) = await self._infer("clip_text", {"ids": ids_L[None]}, ("f_T",))

@@ -14,10 +14,10 @@ import pytest
 from services.captioner.server import SERVICE, CaptionerSettings, running
 from tests.integration.calls import (
     NOT_SERVING,
+    PATIENCE_S,
     SERVING,
     Gate,
     described,
-    ends_gracefully,
     fails,
     free_port,
     health,
@@ -278,7 +278,7 @@ def test_a_process_finishes_its_calls_when_told_to_stop(small_bundle_folder: Pat
             calls[0].result(20)
             server.terminate()
             assert all(call.result(20).release == "small-1" for call in calls)
-        assert ends_gracefully(server)
+        assert server.wait(PATIENCE_S) == 0
 
 
 def test_a_bundle_without_a_captioner_is_told_in_one_line(imported_bundle_folder: Path) -> None:

@@ -19,7 +19,22 @@ from vlmir.vlm.clip import Controller, DegradationCLIP
 from vlmir.vlm.preprocess import clip_input
 from vlmir.vlm.tokenizer import Tokenizer
 
-__all__ = ["ClipEmbedder", "ImageEmbedding", "ViewMaker", "judge", "with_mirrors"]
+__all__ = [
+    "CERTAIN",
+    "ClipEmbedder",
+    "ImageEmbedding",
+    "ViewMaker",
+    "is_certain",
+    "judge",
+    "with_mirrors",
+]
+
+CERTAIN = 0.95
+"""A label that the whole picture alone gives at least this probability is taken without asking the other views.
+
+On 748 held-out pictures of `tiny-0.8.0` they would have overruled none of the 87 % for which that holds, and are nine
+tenths of the work.
+"""
 
 
 class ImageEmbedding(NamedTuple):
@@ -72,7 +87,7 @@ class ViewMaker:
 
     def __call__(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """One picture, H×W×3, RGB, 0…1, of any size → V×C×S×S, normalised, without mirror images."""
-        return torch.cat([self.view(window) for window in self.windows(pixels_HWC)])
+        return torch.cat([self.view(pixels_HWC), *map(self.view, self.windows(pixels_HWC))])
 
     def view(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """One picture or one window of it → 1×C×S×S, normalised."""
@@ -80,8 +95,7 @@ class ViewMaker:
         return clip_input(pixels, self.image_size, resize=self.resize, detail=self.detail)
 
     def windows(self, pixels_HWC: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        """The whole picture, then the windows in its corners."""
-        yield pixels_HWC
+        """The windows in the corners of a picture."""
         if self.window is None:
             return
         height, width = pixels_HWC.shape[:2]
@@ -102,9 +116,14 @@ def with_mirrors(views_VCSS: Tensor) -> Tensor:
     return torch.cat([views_VCSS, views_VCSS.flip(-1)]) if len(views_VCSS) > 1 else views_VCSS
 
 
+def is_certain(logits_K: Tensor) -> bool:
+    """Whether the logits of the whole picture leave no doubt about its label, so that no other view need be asked."""
+    return bool(logits_K.softmax(dim=-1).max() >= CERTAIN)
+
+
 def judge(
     f_I: Tensor,
-    f_D_WD: Tensor,
+    f_D: Tensor,
     logits_WK: Tensor,
     prototypes_KD: Tensor,
     labels: Sequence[str],
@@ -114,9 +133,9 @@ def judge(
     """What the network saw in the views of one picture, as one judgement.
 
     Args:
-        f_I: Embedding of the first view's content, D.
-        f_D_WD: Embedding of the damage in each view, the whole picture first.
-        logits_WK: Logits of the labels in each view.
+        f_I: Embedding of the whole picture's content, D.
+        f_D: Embedding of the damage in the whole picture, D.
+        logits_WK: Logits of the labels in each view that was asked, the whole picture first.
         prototypes_KD: Typical f_D of each label.
         labels: Names of the K labels.
         typical: See :attr:`vlmir.config.EmbedderConfig.typical_damage`.
@@ -125,7 +144,7 @@ def judge(
     label = judged.argmax()
     # Where the windows overrule the whole, its f_D would ask for another restoration than the one reported.
     overruled = logits_WK[0].argmax() != label
-    damage = prototypes_KD[label] if typical or overruled else f_D_WD[0]
+    damage = prototypes_KD[label] if typical or overruled else f_D
     probabilities = judged.softmax(dim=-1).tolist()
     return ImageEmbedding(f_I, damage, dict(zip(labels, probabilities, strict=True)))
 
@@ -156,28 +175,31 @@ class ClipEmbedder:
     @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
         """One picture, H×W×3, RGB, 0…1, of any size."""
-        views = with_mirrors(self.view_maker(pixels_HWC))
-        f_I, f_D, logits = (tensor[0] for tensor in self.see(views[None]))
+        whole = self.views(pixels_HWC)
+        f_I, f_D, logits = self.see(whole)
+        if self.view_maker.shape[0] > 1 and not is_certain(logits[0]):
+            windows = map(self.views, self.view_maker.windows(pixels_HWC))
+            others = with_mirrors(torch.cat([whole, *windows]))[1:]
+            logits = torch.cat([logits, self.vote(others)])
         network = self.network
         typical = network.config.typical_damage
-        return judge(f_I, f_D, logits, network.prototypes, self.labels, typical=typical)
+        return judge(f_I[0], f_D[0], logits, network.prototypes, self.labels, typical=typical)
 
     @torch.inference_mode()
-    def see(self, views_PWCSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """P pictures of W views each → f_I of each first view (P×D), f_D (P×W×D) and logits (P×W×K) of each view."""
-        first, others = views_PWCSS[:, 0], views_PWCSS[:, 1:]
-        f_D, control = self.network.controller(first)
-        f_I = self.network.encode_content(first, control)
-        f_D = f_D[:, None]
-        if others.shape[1]:
-            voted = self._voter.damage(others.flatten(0, 1).to(self._voting))
-            f_D = torch.cat([f_D, voted.float().view(*others.shape[:2], -1)], dim=1)
-        logits = self.network.degradation_logits(f_D)
-        return f_I, f_D, logits
+    def see(self, views_BCSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """B whole pictures as views → f_I (B×D), f_D (B×D), and logits (B×K) of each view alone."""
+        f_I, f_D = self.network.encode_image(views_BCSS)
+        return f_I, f_D, self.network.degradation_logits(f_D)
+
+    @torch.inference_mode()
+    def vote(self, views_BCSS: Tensor) -> Tensor:
+        """B views that only have a say in the label → their logits, B×K."""
+        f_D = self._voter.damage(views_BCSS.to(self._voting)).float()
+        return self.network.degradation_logits(f_D)
 
     @cached_property
     def _voter(self) -> Controller:
-        """Judges views beyond the first; not made where there is one alone, since it takes as much memory again."""
+        """Casts the votes; made when the first is asked for, since it takes as much memory again."""
         return self.network.controller.judging(self._voting)
 
     @property
@@ -188,12 +210,6 @@ class ClipEmbedder:
     def views(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """The network's input for one picture: 1×(3|6)×S×S."""
         return self.view_maker.view(pixels_HWC)
-
-    @torch.inference_mode()
-    def embed_views(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """B×(3|6)×S×S views → f_I (B×D), f_D (B×D), label probabilities (B×K) of each view alone."""
-        f_I, f_D = self.network.encode_image(views)
-        return f_I, f_D, self.network.degradation_logits(f_D).softmax(dim=-1)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """B captions → B×L token ids."""

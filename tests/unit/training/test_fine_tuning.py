@@ -89,9 +89,7 @@ def test_the_readmes_commands_train_the_imported_sampler_further(
     embedder = build_embedder(after)
     assert torch.allclose(embedder.network.prototypes, state["prototypes"], rtol=1e-2, atol=1e-3)
     views = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    for ours, theirs in zip(
-        embedder.embed_views(views), build_embedder(before).embed_views(views), strict=True
-    ):
+    for ours, theirs in zip(embedder.see(views), build_embedder(before).see(views), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
     result = Restorer.load("my-daclip").restore(scene(0))
     assert np.isfinite(result.image.pixels).all() and result.report.caption is None

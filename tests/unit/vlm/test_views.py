@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlmir.config import load_preset
-from vlmir.vlm.embedder import ViewMaker, judge, with_mirrors
+from vlmir.vlm.embedder import CERTAIN, ViewMaker, is_certain, judge, with_mirrors
 
 PRESET = load_preset("tiny")
 MAKER = ViewMaker.of(PRESET.embedder)
@@ -22,9 +22,8 @@ def test_views_are_the_whole_and_its_corners(size: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).random((*size, 3), np.float32)
     views = MAKER(picture)
     assert views.shape == MAKER.shape == (5, 6, 160, 160)
-    for view, window in zip(views, MAKER.windows(picture), strict=True):
-        assert torch.equal(view, MAKER.view(window)[0])
-    assert torch.equal(views[0], MAKER.view(picture)[0])
+    for view, part in zip(views, [picture, *MAKER.windows(picture)], strict=True):
+        assert torch.equal(view, MAKER.view(part)[0])
 
 
 def test_a_maker_without_windows_and_detail() -> None:
@@ -44,13 +43,13 @@ def test_mirror_images_follow_unless_there_is_the_whole_alone() -> None:
 
 
 def test_the_mean_of_the_views_decides() -> None:
-    f_I, f_D = torch.rand(3), torch.rand(2, 3)
+    f_I, f_D = torch.rand(3), torch.rand(3)
     agreed = judge(
         f_I, f_D, torch.tensor([[2.0, 0.0], [1.0, 0.0]]), PROTOTYPES, LABELS, typical=False
     )
     assert agreed.degradation == "noisy"
     assert agreed.degradations["noisy"] == pytest.approx(float(torch.sigmoid(torch.tensor(1.5))))
-    assert torch.equal(agreed.f_D, f_D[0]) and torch.equal(agreed.f_I, f_I)
+    assert torch.equal(agreed.f_D, f_D) and torch.equal(agreed.f_I, f_I)
     overruled = judge(
         f_I, f_D, torch.tensor([[2.0, 0.0], [0.0, 4.0]]), PROTOTYPES, LABELS, typical=False
     )
@@ -58,7 +57,14 @@ def test_the_mean_of_the_views_decides() -> None:
     assert torch.equal(overruled.f_D, PROTOTYPES[1])
 
 
+@pytest.mark.parametrize("probability", [0.5, 0.94, 0.96, 1.0])
+def test_a_label_that_is_as_good_as_sure_needs_no_vote(probability: float) -> None:
+    others = torch.tensor([0.7, 0.3]) * (1 - probability)
+    logits = torch.cat([others, torch.tensor([probability])]).log() + 3
+    assert is_certain(logits) == (probability >= CERTAIN)
+
+
 def test_the_labels_typical_damage_takes_the_place_of_the_pictures_own() -> None:
-    f_I, f_D, logits = torch.rand(3), torch.rand(2, 3), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    f_I, f_D, logits = torch.rand(3), torch.rand(3), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
     seen = judge(f_I, f_D, logits, PROTOTYPES, LABELS, typical=True)
     assert torch.equal(seen.f_D, PROTOTYPES[0]) and seen.degradation == "noisy"
