@@ -220,7 +220,9 @@ def train_stem(network: DegradationCLIP, arguments: argparse.Namespace, stage: S
         stem.load_state_dict(done["model"])
         return
     with run.workers.first_alone():
-        data = prepare_damage(stage.preset, Pool(arguments.pool), captioned, arguments.pool)
+        data = prepare_damage(
+            stage.preset, Pool(arguments.pool), captioned, arguments.pool, seed=run.seed
+        )
     severity = stage.config.stage1.severity
     fit(StemTask(network, data, batch=config.batch, severity=severity, run=run), config, run)
 

@@ -126,14 +126,19 @@ def _mirrored(views: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip.view(-1, 1, 1, 1), views.flip(-1), views)
 
 
-def prepare_damage(preset: Preset, pool: Pool, captioned: Path, folder: Path) -> DamageData:
-    """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``."""
+def prepare_damage(
+    preset: Preset, pool: Pool, captioned: Path, folder: Path, *, seed: int
+) -> DamageData:
+    """Degrade and view pictures for the first phase once; later runs with the same inputs read them from ``folder``.
+
+    Another seed gives other pictures: going on with one helps, since the path learns by heart what it has often seen.
+    """
     counts = (DAMAGE_PER_LABEL, DAMAGE_CAPTIONED, TIMES, REAL_SHARE, preset.labels)
     made_of = fingerprint(
-        pool.digest, len(pool), captions_and_split(captioned), _how_seen(preset), counts
+        pool.digest, len(pool), captions_and_split(captioned), _how_seen(preset), counts, seed
     )
     file = folder / f"damage-{made_of}.pt"
-    return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned))))
+    return DamageData(**kept(file, lambda: _damage(preset, pool, CaptionedPhotos(captioned), seed)))
 
 
 def prepare_stage1(
@@ -176,14 +181,14 @@ def prepare_stage1(
     return StageOneData(**state)
 
 
-def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos) -> dict[str, Any]:
+def _damage(preset: Preset, pool: Pool, photos: CaptionedPhotos, seed: int) -> dict[str, Any]:
     times = {label: TIMES.get(label, 1) for label in preset.labels}
     count = (DAMAGE_CAPTIONED + DAMAGE_PER_LABEL) * sum(times.values())
     # At once, not joined at the end: that would take twice the memory.
     views = torch.empty(count, *_view_shape(preset), dtype=torch.uint8)
     labels, severities = list[int](), list[Tensor]()
     for number, label in enumerate(preset.labels):
-        rng = np.random.default_rng((1, number))
+        rng = np.random.default_rng((1 + seed, number))
         small = rng.choice(photos.train.numpy(), DAMAGE_CAPTIONED * times[label])
         degraded = (_damaged_photo(photos, int(i), label, rng) for i in small)
         cut = _pictures(pool, label, DAMAGE_PER_LABEL * times[label], rng)

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.small import small_preset
-from tests.unit.training.pictures import scene
+from tests.unit.training.pictures import scene, write_captioned
 from training.cache import fingerprint
 from training.config import Phase, load_config
 from training.data.conditions import PoolConditions, no_conditions
 from training.data.crops import CropLoader
 from training.data.pool import Pool, build_pool, read_pairs, transplant
+from training.data.views import DamageData, prepare_damage
 from training.engine.checkpoints import Checkpoints
 from training.engine.compute import Compute
 from training.engine.loop import Run, fit
@@ -52,6 +53,23 @@ def test_part_of_a_pool_knows_its_real_pairs(pool: Pool, limit: int) -> None:
     part = Pool(pool.folder, limit=limit)
     assert len(part) == limit
     assert [part.is_real(e) for e in part.entries] == [e.photo == 2 for e in part.entries]
+
+
+def test_another_seed_damages_other_pictures_for_the_first_phase(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ("DAMAGE_PER_LABEL", "DAMAGE_CAPTIONED"):
+        monkeypatch.setattr(f"training.data.views.{size}", 2)
+    write_captioned(tmp_path / "captioned", 8)
+
+    def made(seed: int) -> DamageData:
+        return prepare_damage(small_preset(), pool, tmp_path / "captioned", tmp_path, seed=seed)
+
+    first, other = made(0), made(1)
+    assert torch.equal(first.labels, other.labels)
+    assert first.views.shape == other.views.shape and not torch.equal(first.views, other.views)
+    monkeypatch.setattr("training.data.views.degrade_bytes", lambda *_: pytest.fail("made anew"))
+    assert torch.equal(made(0).views, first.views) and torch.equal(made(1).views, other.views)
 
 
 def test_pool_has_every_label_and_the_pair(pool: Pool) -> None:
