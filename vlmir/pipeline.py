@@ -386,7 +386,7 @@ class Restorer:
     def _open(self, image: Source) -> Image:
         """The picture decoded, its limits checked first."""
         if isinstance(image, Image):
-            return image
+            return _within_range(image)
         if isinstance(image, np.ndarray):
             return Image.from_levels(image)
         # One byte more than the limit is enough to refuse the rest.
@@ -434,6 +434,13 @@ class Restorer:
             warnings.missing(f"Restored without caption and recognition of the damage: {error}")
             return Conditions(None, None, None), {}, named or ""
         return Conditions(f_T, seen.f_I, f_D), seen.degradations, named or seen.degradation
+
+
+def _within_range(image: Image) -> Image:
+    """The picture with floats beyond 0…1 clipped: the networks have only ever seen pictures that files can hold."""
+    if image.pixels.min() >= 0 and image.pixels.max() <= 1:
+        return image
+    return image.with_pixels(np.clip(image.pixels, 0, 1))
 
 
 def _relay(

@@ -33,6 +33,20 @@ def judged(restorer: Restorer, monkeypatch: pytest.MonkeyPatch, clean: float) ->
     monkeypatch.setattr(restorer._embedder, "embed_image", lambda pixels: judged)
 
 
+def test_floats_beyond_the_range_are_restored_as_if_clipped(
+    restorer: Restorer, photo: np.ndarray
+) -> None:
+    beyond = photo.astype(np.float32) / 255 * 1.5 - 0.2
+    options = RestoreOptions(degradation="noisy")
+    given, clipped = (
+        restorer.restore(Image(pixels=pixels), options)
+        for pixels in (beyond, np.clip(beyond, 0, 1))
+    )
+    assert np.array_equal(given.image.pixels, clipped.image.pixels)
+    left = restorer.restore(Image(pixels=beyond), RestoreOptions(strength=0))
+    assert left.image.pixels.min() == 0 and left.image.pixels.max() == 1
+
+
 def test_report_says_what_was_done(restorer: Restorer, photo: np.ndarray) -> None:
     options = RestoreOptions(
         seed=3, steps=4, solver="ddim", strength=0.5, degradation="noisy"

@@ -78,7 +78,7 @@ def measure_bench(
 
     Args:
         restorer: The system.
-        pairs: (LQ, GT), H×W×3; LQ uint8, or float32 that may leave 0…1 and then reaches the U-Net as it is.
+        pairs: (LQ, GT), H×W×3; LQ uint8, or float32 that may leave 0…1, as :class:`Restorer` takes it.
         options: The setting. A sample is drawn with each of the ``seeds`` in turn; the mean needs none.
         judges: The perceptual networks there are.
         title: What the progress bar says.
@@ -117,7 +117,7 @@ def measure_bench(
 
 def restored_bytes(restorer: Restorer, lq: Any, options: RestoreOptions) -> Bytes:
     """One picture restored, rounded to uint8 as it would be saved."""
-    # An `Image` takes floats beyond 0…1 as they are; an array of levels could not hold them.
+    # An `Image` holds floats beyond 0…1; an array of levels could not.
     source = lq if lq.dtype == np.uint8 else Image(pixels=lq)
     return np.asarray(to_levels(restorer.restore(source, options).image.pixels, 8), np.uint8)
 
