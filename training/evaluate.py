@@ -267,7 +267,9 @@ def _pairs(folder: Path, name: str, limit: int | None) -> list[Pair | FloatPair]
 
 def _earlier(file: Path, bundle: str) -> dict[str, Any]:
     """The results in ``file`` if they are of the same weights on the same machine, else none; with what they are of."""
-    about = {**identity(load_bundle(bundle)), "machine": _machine()}
+    opened = load_bundle(bundle)
+    predicts = opened.preset.sampler.prediction
+    about = {**identity(opened), "prediction": predicts, "machine": _machine()}
     earlier: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return earlier if earlier.get("about") == about else {"about": about}
 

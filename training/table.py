@@ -120,7 +120,7 @@ def _into_tables(file: Path, results: Numbers) -> None:
     """The paper's tables and that of evaluations, each where something of it was measured."""
     steps = steps_tables.markdown(results)
     if steps:
-        write_into_markdown(file, steps, "steps")
+        write_into_markdown(file, steps, steps_tables.marker(results))
     if any(not name.endswith(("about", steps_tables.SUFFIX)) for name in results):
         write_into_markdown(file, paper_tables.markdown(results))
 

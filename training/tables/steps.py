@@ -8,7 +8,7 @@ from textwrap import fill
 
 from training.tables.cells import Numbers, grid
 
-__all__ = ["FEW", "SUFFIX", "markdown"]
+__all__ = ["FEW", "SUFFIX", "markdown", "marker"]
 
 SUFFIX = ", steps"
 """Names of these measurements: the bench's, and this."""
@@ -19,6 +19,11 @@ REFERENCE = ("posterior", "100")
 """… the published procedure."""
 
 _ONE = "one evaluation at realism 0"
+
+
+def marker(results: Numbers) -> str:
+    """Name of the place for the tables: networks that predict noise are another matter, and have one of their own."""
+    return "noise-steps" if results["about"].get("prediction") == "noise" else "steps"
 
 
 def markdown(results: Numbers) -> str:

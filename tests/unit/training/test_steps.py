@@ -119,6 +119,21 @@ def test_the_table_says_what_equals_a_hundred_steps() -> None:
     assert "PSNR does not fall at every step of the dial on haze." in said
 
 
+def test_networks_that_predict_noise_have_a_place_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, report = tmp_path / "steps.json", tmp_path / "RESULTS.md"
+    empty = RESULTS + "<!-- noise-steps -->\n<!-- /noise-steps -->\n"
+    for prediction, filled in (("noise", "noise-steps"), ("x0", "steps"), ("v", "steps")):
+        about = {"release": f"{prediction}-9", "machine": "a machine", "prediction": prediction}
+        found = numbers(27.0, 25.0, 25.0, (27.0, 26.5))
+        out.write_text(json.dumps({"about": about, "haze, steps": found}), encoding="utf-8")
+        report.write_text(empty, encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["table", str(out), "--tables", str(report)])
+        table.main()
+        assert f"<!-- {filled} -->\n`{prediction}-9` on a machine" in report.read_text("utf-8")
+
+
 def test_it_says_where_few_are_not_enough() -> None:
     text = told(noise=numbers(20.0, 20.0, 25.0, (20.0, 19.0)))
     assert "No 8 evaluations or fewer equal 100 posterior steps" in text
