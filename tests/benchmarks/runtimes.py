@@ -1,8 +1,8 @@
 """Would another runtime evaluate the sampler's network faster on processors? Compiled PyTorch, ONNX Runtime, OpenVINO.
 
-Run ``python -m tests.benchmarks.runtimes``; it takes minutes. All have the same weights, picture and threads, and take turns.
-OpenVINO is no dependency of ours: it takes part where it is installed (``pip install openvino``). Compiling wants a C++
-compiler.
+Run ``python -m tests.benchmarks.runtimes``; it takes minutes. All have the same weights, picture and threads, and take
+turns. OpenVINO is no dependency of ours: it takes part where it is installed (``pip install openvino``). Compiling
+needs a C++ compiler.
 """
 
 from __future__ import annotations
