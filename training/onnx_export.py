@@ -244,7 +244,7 @@ def _photo_views(embedder: ClipEmbedder) -> Tensor:
     photos = {"noisy": data.astronaut, "rainy": data.coffee, "jpeg-compressed": data.chelsea}
     levels = {label: photo() for label, photo in photos.items()}  # type: ignore[no-untyped-call]
     damaged = (degrade(to_float(p), label, seed=0, strength=0.7) for label, p in levels.items())
-    return torch.cat([embedder.views(picture) for picture in damaged])
+    return torch.cat([embedder.view(picture) for picture in damaged])
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def test_labels_are_told_apart_as_the_reference_does(bundle: Bundle, photo: np.n
     network, pixels = embedder.network, (photo / 255).astype(np.float32)
     with torch.inference_mode():
         text = network.encode_text(ClipTokenizer()(PRESET.labels, 16))
-        _, f_D = network.encode_image(embedder.views(pixels))
+        _, f_D = network.encode_image(embedder.view(pixels))
         cosines = F.normalize(f_D, dim=-1) @ F.normalize(text, dim=-1).T
         expected = (clip_state(PRESET)["logit_scale"].exp() * cosines).softmax(-1)[0]
     seen = embedder.embed_image(pixels)

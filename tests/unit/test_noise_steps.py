@@ -126,3 +126,22 @@ def test_between_mean_and_sample_psnr_falls(measure: Measure, damage: str, error
     """But for realism 0: its only evaluation sees less than the way to a sample."""
     dial = [measure(damage, error, realism=r, steps=20).psnr for r in (0.25, 0.5, 0.75, 1.0)]
     assert dial == sorted(dial, reverse=True)
+
+
+def test_magnified_errors_do_not_leave_what_pictures_can_hold(
+    sampler: DiffusionSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(sampler, DAMAGES["noise"], error=1.0)
+    monkeypatch.setattr(sampler.unet, "forward", case.predict)
+    lq = [np.ascontiguousarray(picture.permute(1, 2, 0).numpy()) for picture in case.mu]
+    plan = sampler.plan(RestoreOptions(steps=4))
+    seen = [
+        step.x0
+        for step in sampler.sample(
+            lq, [Conditions(None, None, None)] * PICTURES, range(PICTURES), plan
+        )
+        if step.x0 is not None
+    ]
+    assert len(seen) == 4
+    assert all(x0.min() >= 0 and x0.max() <= 1 for x0 in seen)
+    assert any((x0 == 0).any() and (x0 == 1).any() for x0 in seen)  # the errors would have

@@ -92,7 +92,7 @@ def _embed_pictures(
     rows: list[tuple[Tensor, Tensor]] = []
     for start in track(range(0, len(readers), BATCH), "embedding the pool"):
         pictures = [to_tensor(read()) for read in readers[start : start + BATCH]]
-        views = torch.cat([embedder.views(p[0].permute(1, 2, 0).numpy()) for p in pictures])
+        views = torch.cat([embedder.view(p[0].permute(1, 2, 0).numpy()) for p in pictures])
         f_I, f_D, _ = embedder.see(views.to(device))
         rows.append((f_I.cpu(), f_D.cpu()))
     f_I, f_D = (torch.cat(parts).clone() for parts in zip(*rows, strict=True))

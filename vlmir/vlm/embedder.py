@@ -175,10 +175,10 @@ class ClipEmbedder:
     @torch.inference_mode()
     def embed_image(self, pixels_HWC: npt.NDArray[np.float32]) -> ImageEmbedding:
         """One picture, H×W×3, RGB, 0…1, of any size."""
-        whole = self.views(pixels_HWC)
+        whole = self.view(pixels_HWC)
         f_I, f_D, logits = self.see(whole)
         if self.view_maker.shape[0] > 1 and not is_certain(logits[0]):
-            windows = map(self.views, self.view_maker.windows(pixels_HWC))
+            windows = map(self.view, self.view_maker.windows(pixels_HWC))
             others = with_mirrors(torch.cat([whole, *windows]))[1:]
             logits = torch.cat([logits, self.vote(others)])
         network = self.network
@@ -207,7 +207,7 @@ class ClipEmbedder:
         """Makes the views that this embedder looks at."""
         return ViewMaker.of(self.network.config)
 
-    def views(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
+    def view(self, pixels_HWC: npt.NDArray[np.float32]) -> Tensor:
         """The network's input for one picture: 1×(3|6)×S×S."""
         return self.view_maker.view(pixels_HWC)
 

@@ -154,14 +154,14 @@ def test_the_corners_are_judged_beside_the_whole(
         for a, b in ((0, rows), (top, None))
         for c, d in ((0, columns), (left, None))
     ]
-    views = torch.cat([embedder.views(part) for part in (picture, *corners)])
+    views = torch.cat([embedder.view(part) for part in (picture, *corners)])
     views = torch.cat([views, views.flip(-1)])
     with torch.inference_mode():
         logits = network.degradation_logits(network.encode_image(views)[1])
     seen = embedder.embed_image(picture)
     expected = dict(zip(PRESET.labels, logits.mean(0).softmax(0).tolist(), strict=True))
     assert seen.degradations == pytest.approx(expected, abs=1e-4)
-    f_I, f_D, alone = embedder.see(embedder.views(picture))
+    f_I, f_D, alone = embedder.see(embedder.view(picture))
     assert torch.allclose(seen.f_I, f_I[0], atol=1e-4)
     overruled = logits[0].argmax() != logits.mean(0).argmax()
     damage = network.prototypes[logits.mean(0).argmax()] if overruled else f_D[0]
@@ -211,6 +211,6 @@ def test_a_sure_whole_is_believed_without_votes(
     with torch.no_grad():
         monkeypatch.setattr(network, "degradation_scale", torch.nn.Parameter(torch.tensor(12.0)))
     seen = embedder.embed_image(picture)
-    _, _, logits = embedder.see(embedder.views(picture))
+    _, _, logits = embedder.see(embedder.view(picture))
     assert list(seen.degradations.values()) == logits[0].softmax(-1).tolist()
     assert max(seen.degradations.values()) >= CERTAIN
