@@ -152,7 +152,7 @@ def test_figures_of_settings_are_theirs() -> None:
     assert costs.registry["poll_s"] == WeightsSettings.model_fields["poll_s"].default
     assert StoreSettings.model_fields["tensors_above"].default == 32 << 20
     assert [evaluations("tiny", quality) for quality in QUALITIES] == [1, 4, 20]
-    assert [evaluations("base", quality) for quality in QUALITIES] == [100, 400, 20]
+    assert [evaluations("base", quality) for quality in QUALITIES] == [8, 32, 20]
 
 
 @pytest.mark.parametrize(
