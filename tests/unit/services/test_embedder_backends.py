@@ -78,3 +78,9 @@ def test_a_lone_view_cannot_be_doubted() -> None:
     network = Counting()
     (found,) = seen(network, views(DOUBTFUL))
     assert network.voted == [] and found.logits.shape == (1, 2)
+
+
+def test_read_only_logits_are_judged_like_others() -> None:
+    logits = np.array([[SURE, 0]], np.float32)
+    logits.setflags(write=False)  # as Triton's client gives them
+    assert Seen(logits[0], logits[0], logits).certain
