@@ -147,7 +147,7 @@ class Sweep:
         if work.prediction == "noise":
             # The network's error is magnified s_t / a_t times in it, 39 times at T, so it would leave what pictures can
             # hold and lead all later steps astray (DDPM, Ho et al. 2020, clips likewise).
-            x0 = x0.clamp(0, 1)
+            x0.clamp_(0, 1)
         patches = self._waiting.setdefault(asked.window, [])
         patches.append(x0.flip(asked.axes))
         if len(patches) < len(work.mirrors):

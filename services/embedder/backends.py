@@ -45,7 +45,9 @@ class Seen(NamedTuple):
     @property
     def certain(self) -> bool:
         """Whether the whole picture leaves no doubt, see :func:`vlmir.vlm.embedder.is_certain`."""
-        return is_certain(torch.tensor(self.logits[0]))  # a copy: Triton gives arrays that are read-only
+        return is_certain(
+            torch.tensor(self.logits[0])
+        )  # a copy: Triton gives arrays that are read-only
 
     def with_votes(self, logits_WK: Array) -> Seen:
         """The same with the logits of the other views behind the whole picture's."""

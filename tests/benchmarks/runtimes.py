@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmir.bench.network import T, load_networks
-from vlmir.bench.timing import in_turns, median_ratio
+from vlmir.bench.timing import in_turns, median_ratio, seconds
 from vlmir.compute import Compute
 from vlmir.metrics import psnr
 from vlmir.nn import UNet
@@ -72,9 +72,10 @@ def measure(bundle: str, *, side: int, rounds: int) -> dict[str, dict[str, float
         "torch.compile, for this size": _torch(torch.compile(ours, dynamic=False), mu),
         **dict(_foreign(_exported(plain, mu), mu.numpy())),
     }
-    first = {name: _first(way) for name, way in ways.items()}
+    cpu = torch.device("cpu")
+    first = {name: seconds(way, cpu, time.perf_counter) for name, way in ways.items()}
     truth = _picture(ways["PyTorch, float32"]())
-    taken = in_turns(ways, rounds=rounds, device=torch.device("cpu"))
+    taken = in_turns(ways, rounds=rounds, device=cpu)
     return {
         name: {
             "ms": 1e3 * statistics.median(taken[name]),
@@ -84,12 +85,6 @@ def measure(bundle: str, *, side: int, rounds: int) -> dict[str, dict[str, float
         }
         for name, way in ways.items()
     }
-
-
-def _first(way: Way) -> float:
-    began = time.perf_counter()
-    way()
-    return time.perf_counter() - began
 
 
 def _picture(batch_1CHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
