@@ -31,7 +31,7 @@ from vlmir.daclip import load_strictly
 from vlmir.diffusion import IRSDE, OBJECTIVES, loss
 from vlmir.errors import OptionError
 from vlmir.nn import UNet
-from vlmir.parts import build_unet
+from vlmir.parts import build_sampler
 
 __all__ = ["Ema", "SamplerTask", "condition", "main", "work"]
 
@@ -197,6 +197,11 @@ def main() -> None:
         type=Path,
         help="bundle whose U-Net is trained further; it may have fewer blocks than the preset's",
     )
+    parser.add_argument(
+        "--adapter",
+        metavar="LABEL",
+        help="begin with the network that the bundle of --init has for this damage alone",
+    )
     parser.add_argument("--entries", type=int, help="use so many random pictures of the pool only")
     parser.add_argument(
         "--blind",
@@ -227,13 +232,28 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
         pool, conditions, preset.labels, config, T=T, seed=run.seed, blind=arguments.blind
     )
     unet = UNet(preset.sampler.unet)
+    if arguments.init is None and arguments.adapter is not None:
+        raise OptionError("--adapter names one of the networks of --init: give that, too.")
     if arguments.init is not None:
-        given = build_unet(load_bundle(arguments.init)).state_dict()
+        given = _given(arguments.init, arguments.adapter).state_dict()
         load_strictly(unet, given, may_miss=r"\.more\.")
     task = SamplerTask(preset, config, loader, run, unet)
     if not arguments.no_compile:
         unet.forward = torch.compile(unet.forward, dynamic=False)  # type: ignore[method-assign]
     fit(task, config.loop, run)
+
+
+def _given(init: Path, label: str | None) -> UNet:
+    """The network of a bundle to begin with: that for every damage, or for one."""
+    sampler = build_sampler(load_bundle(init))
+    if label is None:
+        return sampler.unet
+    networks = {one.label: one.unet for one in sampler.adapted}
+    if label not in networks:
+        raise OptionError(
+            f"{init} has no adapter for {label!r}, but for: {', '.join(networks) or 'none'}."
+        )
+    return networks[label]
 
 
 if __name__ == "__main__":

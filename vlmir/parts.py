@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vlmir.bundle import FORMAT, PARTS, REQUIRED, Bundle, digest_of
+from vlmir.bundle import FORMAT, PARTS, REQUIRED, Bundle, digest_of, load_bundle
 from vlmir.compute import REFERENCE, Compute
 from vlmir.config import Preset
 from vlmir.daclip import load_strictly
 from vlmir.errors import BundleError
-from vlmir.nn import UNet
+from vlmir.nn import Adapter, UNet, adapted, join_adapters, split_adapters
+from vlmir.sampling import Adapted, DiffusionSampler
 from vlmir.vlm.blip import Blip
 from vlmir.vlm.captioner import BlipCaptioner, build_blip
 from vlmir.vlm.clip import DegradationCLIP, build_clip, load_lora, lora_tensors, merge_lora
@@ -31,11 +33,13 @@ __all__ = [
     "build_captioner",
     "build_embedder",
     "build_frozen_clip",
+    "build_sampler",
     "build_tokenizer",
     "build_unet",
     "count_parameters",
     "fill_embedder",
     "has_lora",
+    "save_adapters",
     "save_bundle",
 ]
 
@@ -158,7 +162,7 @@ def _load_frozen(clip: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
-    """The restoring network of a bundle, in evaluation mode.
+    """The restoring network of a bundle for every kind of damage, in evaluation mode.
 
     Args:
         bundle: Holds it.
@@ -167,9 +171,33 @@ def build_unet(bundle: Bundle, compute: Compute = REFERENCE) -> UNet:
     Raises:
         BundleError: Its file does not fit the preset.
     """
+    own, _ = split_adapters(_read(bundle.file("sampler", MODEL)))
+    return _unet_of(bundle, own, compute)
+
+
+def build_sampler(bundle: Bundle, compute: Compute = REFERENCE) -> DiffusionSampler:
+    """The sampler of a bundle: its network, and one for each kind of damage that it has an adapter for.
+
+    Args:
+        bundle: Holds it.
+        compute: Where it is to run, and in which precision.
+
+    Raises:
+        BundleError: Its file does not fit the preset.
+    """
+    own, adapters = split_adapters(_read(bundle.file("sampler", MODEL)))
+    unet = _unet_of(bundle, own, compute)
+    networks = [
+        Adapted(label, adapter.damage, adapted(unet, own, adapter))
+        for label, adapter in adapters.items()
+    ]
+    return DiffusionSampler(unet, bundle.preset.sampler, networks)
+
+
+def _unet_of(bundle: Bundle, state: dict[str, Tensor], compute: Compute) -> UNet:
     with _WithoutInit():
         unet = UNet(bundle.preset.sampler.unet)
-    load_strictly(unet, _read(bundle.file("sampler", MODEL)))
+    load_strictly(unet, state)
     return compute.place(unet.eval())
 
 
@@ -229,6 +257,31 @@ def save_bundle(
         "digests": {part: digest_of(folder, part) for part in parts},
         "metrics": metrics,
     }
+    text = json.dumps(data, indent=2) + "\n"
+    (folder / "bundle.json").write_text(text, encoding="utf-8")
+
+
+def save_adapters(folder: Path, adapters: Mapping[str, Adapter], *, release: str) -> None:
+    """Add adapters to the sampler of a bundle; others that it has stay. What was measured of it no longer holds.
+
+    Args:
+        folder: The bundle's folder.
+        adapters: Label → adapter, in place of one that it may have.
+        release: Name and version of the new weights.
+
+    Raises:
+        BundleError: The bundle is damaged, or an adapter does not fit its network.
+    """
+    bundle = load_bundle(folder)
+    path = bundle.file("sampler", MODEL)
+    own, old = split_adapters(_read(path))
+    unet = _unet_of(bundle, own, REFERENCE)
+    for adapter in adapters.values():
+        adapted(unet, own, adapter)
+    _write(path, own | join_adapters({**old, **adapters}), torch.float16)
+    data = json.loads((folder / "bundle.json").read_text("utf-8"))
+    data |= {"release": release, "metrics": {}}
+    data["digests"]["sampler"] = digest_of(folder, "sampler")
     text = json.dumps(data, indent=2) + "\n"
     (folder / "bundle.json").write_text(text, encoding="utf-8")
 

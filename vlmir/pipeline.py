@@ -218,11 +218,10 @@ class Restorer:
         """A restorer with all stages of an opened bundle in this process; see :meth:`load`."""
         from vlmir.compute import Compute
         from vlmir.memory import MemoryPlanner
-        from vlmir.parts import build_captioner, build_embedder, build_unet
-        from vlmir.sampling import DiffusionSampler
+        from vlmir.parts import build_captioner, build_embedder, build_sampler
 
         config, compute = bundle.preset.sampler, Compute.choose(device, precision)
-        sampler = DiffusionSampler(build_unet(bundle, compute), config)
+        sampler = build_sampler(bundle, compute)
         captioner = None
         if "captioner" in bundle.digests:
             captioner = build_captioner(bundle)

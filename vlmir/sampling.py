@@ -16,13 +16,14 @@ from vlmir.config import SamplerConfig
 from vlmir.diffusion import IRSDE, SOLVERS, Sampling, solver_named
 from vlmir.errors import OptionError
 from vlmir.image.tiles import TilePlan, plan_tiles
-from vlmir.nn import Conditioning, UNet
+from vlmir.nn import Conditioning, Damage, UNet
 from vlmir.options import SAMPLE_STEPS, RestoreOptions
 from vlmir.sweeps import Evaluation, SampleStep, Sweep, Work, evaluate, padded
 
 __all__ = [
     "CALL_PIXELS",
     "MIRRORS",
+    "Adapted",
     "Conditions",
     "DiffusionSampler",
     "PictureRun",
@@ -71,6 +72,16 @@ class Conditions(NamedTuple):
     """Embedding of its damage, D."""
 
 
+class Adapted(NamedTuple):
+    """A network for one kind of damage."""
+
+    label: str
+    damage: Damage
+    """For which pictures it is."""
+    unet: UNet
+    """It shares all weights but those that its adapter changed with the network for every damage."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How one or more pictures are sampled."""
@@ -114,9 +125,17 @@ class Plan:
 class DiffusionSampler:
     """Restores pictures of one size, alone or several at a time; each result is the same either way."""
 
-    def __init__(self, unet: UNet, config: SamplerConfig) -> None:
+    def __init__(self, unet: UNet, config: SamplerConfig, adapted: Sequence[Adapted] = ()) -> None:
+        """Restore with a network.
+
+        Args:
+            unet: For every kind of damage.
+            config: How it is run.
+            adapted: Networks that know one kind of damage better.
+        """
         self.unet = unet
         self.config = config
+        self.adapted = tuple(adapted)
         self.schedule = IRSDE(**vars(config.schedule))
 
     @property
@@ -138,6 +157,14 @@ class DiffusionSampler:
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
         return tuple(SOLVERS)
+
+    def unet_for(self, f_D: Tensor | None) -> UNet:
+        """The network that restores pictures with such damage (f_D of a picture, D; None where it is not known)."""
+        if f_D is not None:
+            for one in self.adapted:
+                if one.damage.includes(f_D):
+                    return one.unet
+        return self.unet
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
         """The windows of a picture; one window where it fits, or with ``tile=0``."""
@@ -233,9 +260,11 @@ class DiffusionSampler:
         Raises:
             OptionError: Solver or steps are impossible.
         """
+        unet = self.unet_for(conditions.f_D)
         work = Work(
             mu=mu,
-            conditioning=self._prepare(conditions),
+            unet=unet,
+            conditioning=_prepare(unet, conditions),
             tiles=self.tile_plan(mu.shape[1], mu.shape[2], plan.tile),
             mirrors=plan.mirrors,
             evaluations=plan.evaluations,
@@ -281,7 +310,7 @@ class DiffusionSampler:
         """Make sweeps over pictures of one size, after ``done`` others; the same windows of all share a call."""
         while not sweeps[0].complete:
             asked = self._take(sweeps, most)
-            outputs = evaluate(self.unet, [one for _, one in asked])
+            outputs = evaluate([one for _, one in asked])
             for begin in range(0, len(asked), len(sweeps)):
                 same = slice(begin, begin + len(sweeps))
                 given = zip(asked[same], outputs[same], strict=True)
@@ -356,13 +385,6 @@ class DiffusionSampler:
             return T
         return max(t for t in range(1, T + 1) if self.schedule.a(t) >= share)
 
-    @torch.inference_mode()
-    def _prepare(self, conditions: Conditions) -> Conditioning:
-        null = self.unet.null
-        named = zip(("text", "image", "degradation"), conditions, strict=True)
-        f_T, f_I, f_D = ((null[name] if f is None else f)[None] for name, f in named)
-        return self.unet.prepare(f_T, f_I, f_D, 1)
-
 
 def plan_of(
     options: RestoreOptions,
@@ -407,6 +429,13 @@ def finish(run: Generator[SampleStep, None, list[Pixels]]) -> list[Pixels]:
             next(run)
         except StopIteration as end:
             return cast("list[Pixels]", end.value)
+
+
+@torch.inference_mode()
+def _prepare(unet: UNet, conditions: Conditions) -> Conditioning:
+    named = zip(("text", "image", "degradation"), conditions, strict=True)
+    f_T, f_I, f_D = ((unet.null[name] if f is None else f)[None] for name, f in named)
+    return unet.prepare(f_T, f_I, f_D, 1)
 
 
 def _halved(height: int, width: int) -> tuple[int, int]:

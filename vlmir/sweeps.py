@@ -41,8 +41,10 @@ class Work:
 
     mu: Tensor
     """The low-quality picture, 3×H×W, 0…1."""
+    unet: UNet
+    """The network that looks at it."""
     conditioning: Conditioning
-    """Its conditions, prepared as a batch of one."""
+    """Its conditions, prepared by that network as a batch of one."""
     tiles: TilePlan
     mirrors: Sequence[tuple[int, ...]]
     """The axes along which each window is flipped, one evaluation for each entry."""
@@ -62,6 +64,8 @@ class Evaluation(NamedTuple):
     """Its low-quality pixels, 3×h×w."""
     t: int
     """The time index."""
+    unet: UNet
+    """Which is to look at it."""
     conditioning: Conditioning
     """Of its picture, a batch of one."""
     window: int
@@ -102,6 +106,11 @@ class Sweep:
         return self._done == len(self._work.tiles.windows)
 
     @property
+    def unet(self) -> UNet:
+        """The network that looks at the picture."""
+        return self._work.unet
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the next window; None: all have been taken."""
         number = self._taken // len(self._work.mirrors)
@@ -123,7 +132,7 @@ class Sweep:
             for whole in (self._x, self._work.mu)
         )
         self._taken += 1
-        return Evaluation(x, mu, self._t, self._work.conditioning, number, axes)
+        return Evaluation(x, mu, self._t, self._work.unet, self._work.conditioning, number, axes)
 
     def give(self, asked: Evaluation, output: Tensor) -> bool:
         """Answer an evaluation that was taken, in any order.
@@ -171,9 +180,21 @@ def padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return height, width
 
 
+def evaluate(evaluations: Sequence[Evaluation]) -> list[Tensor]:
+    """The network's outputs for evaluations of one padded size, in one call; each 3×h×w of its window.
+
+    Pictures with different damage may be for different networks (:mod:`vlmir.nn.adapters`): each has its own call then.
+    """
+    outputs = dict[int, Tensor]()
+    for unet in dict.fromkeys(evaluation.unet for evaluation in evaluations):
+        own = [i for i, evaluation in enumerate(evaluations) if evaluation.unet is unet]
+        outputs |= zip(own, _evaluate(unet, [evaluations[i] for i in own]), strict=True)
+    return [outputs[i] for i in range(len(evaluations))]
+
+
 @torch.inference_mode()
-def evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
-    """The network's outputs for evaluations of one padded size, in one call; each 3×h×w of its window."""
+def _evaluate(unet: UNet, evaluations: Sequence[Evaluation]) -> list[Tensor]:
+    """The outputs of one network, in one call."""
     same = len({evaluation.x.shape for evaluation in evaluations}) == 1
     device = unet.device
     x, mu = (

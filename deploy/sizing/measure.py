@@ -24,8 +24,8 @@ from vlmir.bundle import load_bundle
 from vlmir.compute import Compute
 from vlmir.image import Image, decode, encode
 from vlmir.options import PRECISIONS, Precision
-from vlmir.parts import build_captioner, build_embedder, build_unet
-from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
+from vlmir.parts import build_captioner, build_embedder, build_sampler
+from vlmir.sampling import Conditions, Plan, finish
 from vlmir.v1 import image_pb2
 from vlmir.vlm.embedder import with_mirrors
 
@@ -49,8 +49,7 @@ def measure(
     """
     torch.set_num_threads(1)
     opened = load_bundle(bundle)
-    unet = build_unet(opened, Compute.choose("cpu", precision))
-    sampler = DiffusionSampler(unet, opened.preset.sampler)
+    sampler = build_sampler(opened, Compute.choose("cpu", precision))
     captioner, embedder = build_captioner(opened), build_embedder(opened)
     photo = decode(PICTURE.read_bytes()).pixels
     large = np.tile(photo, (1 + 1000 // photo.shape[0], 1 + 1000 // photo.shape[1], 1))

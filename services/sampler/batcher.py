@@ -254,10 +254,9 @@ class Batcher:
 
     def _evaluate(self, batch: list[tuple[Job, Evaluation]]) -> None:
         """Make one network call and hand out its answers; if it fails, one call for each window."""
-        unet = batch[0][0].task.sampler.unet
         began = time.perf_counter()
         try:
-            outputs = evaluate(unet, [asked for _, asked in batch])
+            outputs = evaluate([asked for _, asked in batch])
         except Exception as error:
             self._salvage(batch, error)
             return

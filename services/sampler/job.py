@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from services.common.wire import thinned
+from vlmir.nn import UNet
 from vlmir.sampling import Conditions, DiffusionSampler, PictureRun, Plan, SampleStep
 from vlmir.sweeps import Evaluation, Sweep, padded
 
 __all__ = ["Event", "Job", "Key", "Sampled", "Task"]
 
-Key: TypeAlias = tuple[DiffusionSampler, int, int]
+Key: TypeAlias = tuple[UNet, int, int]
 """What evaluations in one network call have in common: the network, and the window's padded height and width."""
 
 
@@ -94,11 +95,10 @@ class Job:
     @property
     def key(self) -> Key | None:
         """What its next evaluation can share a network call with; None: it has none before others are answered."""
-        size = self._sweep.size if self._sweep is not None else None
-        if size is None:
+        sweep = self._sweep
+        if sweep is None or sweep.size is None:
             return None
-        sampler = self.task.sampler
-        return (sampler, *padded(size, sampler.unet.multiple))
+        return (sweep.unet, *padded(sweep.size, sweep.unet.multiple))
 
     def begin(self, clock: int) -> None:
         """Start the solver; the job's clock starts where the others' stands."""

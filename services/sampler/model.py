@@ -6,7 +6,7 @@ import numpy as np
 
 from vlmir.bundle import Bundle
 from vlmir.compute import Compute
-from vlmir.parts import build_unet
+from vlmir.parts import build_sampler
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
 __all__ = ["load_model", "warm_up"]
@@ -18,7 +18,7 @@ def load_model(bundle: Bundle, compute: Compute) -> DiffusionSampler:
     Raises:
         BundleError: Its files do not fit the preset.
     """
-    return DiffusionSampler(build_unet(bundle, compute), bundle.preset.sampler)
+    return build_sampler(bundle, compute)
 
 
 def warm_up(sampler: DiffusionSampler) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.adapters import with_adapter
 from vlmir.bundle import load_bundle
 from vlmir.errors import OptionError, VlmirError
-from vlmir.parts import build_unet
+from vlmir.parts import build_sampler, build_unet
 from vlmir.sampling import Conditions, DiffusionSampler, Plan
 
 NOTHING = Conditions(None, None, None)
@@ -59,6 +60,26 @@ def test_alone_or_in_a_batch_of_four_the_pixels_are_the_same(
     for i in range(4):
         alone = run(sampler, [lq[i]], [conditions[i]], [5 + i], chosen)[0]
         assert np.abs(alone - together[i]).max() < 1e-4
+
+
+def test_in_one_batch_each_damage_has_its_own_network(
+    small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    sampler = build_sampler(with_adapter(small_bundle_folder, tmp_path / "b", label="noisy"))
+    (noisy,) = sampler.adapted
+    lq, chosen = pictures(3), plan(realism=0.0)
+    conditions = [
+        Conditions(None, None, f_D) for f_D in (None, noisy.damage.f_D, -noisy.damage.f_D)
+    ]
+    together = run(sampler, lq, conditions, [1, 2, 3], chosen)
+    for i in range(3):
+        alone = run(sampler, [lq[i]], [conditions[i]], [1 + i], chosen)[0]
+        assert np.abs(alone - together[i]).max() < 1e-4
+    plain = DiffusionSampler(sampler.unet, sampler.config)
+    without = run(plain, lq, conditions, [1, 2, 3], chosen)
+    assert [np.array_equal(a, b) for a, b in zip(together, without, strict=True)][::2] == [True] * 2
+    inside = (without[1] > 0) & (together[1] < 1)
+    assert np.allclose((together[1] - without[1])[inside], 0.1, atol=1e-4)
 
 
 def test_the_seed_decides(sampler: DiffusionSampler) -> None:

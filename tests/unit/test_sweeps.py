@@ -36,7 +36,7 @@ def drive(sampler: DiffusionSampler, run: PictureRun, *, backwards: bool = False
         while sweep.size is not None:
             asked.append(sweep.take())
         for one in reversed(asked) if backwards else asked:
-            sweep.give(one, evaluate(sampler.unet, [one])[0])
+            sweep.give(one, evaluate([one])[0])
         assert sweep.complete
 
 
@@ -104,7 +104,7 @@ def test_a_window_padded_before_is_as_one_padded_by_the_network(
         next(sampler.begin(torch.rand(3, *shape), NOTHING, 1, plan)).take()
         for shape in (size, whole)
     )
-    alone, together = evaluate(sampler.unet, [one])[0], evaluate(sampler.unet, [one, other])[0]
+    alone, together = evaluate([one])[0], evaluate([one, other])[0]
     assert alone.shape == together.shape == (3, *size)
     assert (alone - together).abs().max() < 1e-5
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from vlmir.bundle import Bundle
 from vlmir.compute import Compute
 from vlmir.options import RestoreOptions
-from vlmir.parts import build_captioner, build_embedder, build_unet
+from vlmir.parts import build_captioner, build_embedder, build_sampler
 from vlmir.pipeline import Pixels, Restorer
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, SampleStep
 
@@ -55,7 +55,7 @@ class WithholdingSampler(DiffusionSampler):
     """A sampler that never sees some of the conditions."""
 
     def __init__(self, sampler: DiffusionSampler, withheld: Sequence[str]) -> None:
-        super().__init__(sampler.unet, sampler.config)
+        super().__init__(sampler.unet, sampler.config, sampler.adapted)
         self._nothing = dict.fromkeys(withheld)
 
     def sample(
@@ -78,7 +78,7 @@ def ablated_restorers(bundle: Bundle) -> dict[str, Restorer]:
     """
     config = bundle.preset.sampler
     captioner, embedder = build_captioner(bundle), build_embedder(bundle)
-    sampler = DiffusionSampler(build_unet(bundle, Compute.choose()), config)
+    sampler = build_sampler(bundle, Compute.choose())
     return {
         name: Restorer(
             captioner=captioner,

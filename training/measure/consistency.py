@@ -17,7 +17,7 @@ from vlmir.compute import REFERENCE
 from vlmir.image.color import to_float
 from vlmir.metrics import psnr
 from vlmir.options import RestoreOptions
-from vlmir.parts import build_embedder, build_unet
+from vlmir.parts import build_embedder, build_sampler
 from vlmir.pipeline import Restorer
 from vlmir.sampling import Conditions, DiffusionSampler, Plan, finish
 
@@ -90,8 +90,7 @@ def _means(
 
 
 def _sampler(bundle: Bundle, dtype: torch.dtype) -> DiffusionSampler:
-    unet = build_unet(bundle, replace(REFERENCE, dtype=dtype))
-    return DiffusionSampler(unet, bundle.preset.sampler)
+    return build_sampler(bundle, replace(REFERENCE, dtype=dtype))
 
 
 def _noisy_batch(bundle: Bundle, bench: Path, side: int) -> tuple[list[Pixels], list[Conditions]]:

@@ -110,7 +110,7 @@ def _call(sampler: DiffusionSampler, side: int, batch: int) -> Callable[[], obje
     for seed in range(batch):
         mu = torch.from_numpy(picture(side, side, seed).copy())
         evaluations.append(next(sampler.begin(mu, NOTHING, seed, plan)).take())
-    return lambda: evaluate(sampler.unet, evaluations)
+    return lambda: evaluate(evaluations)
 
 
 def _tensors(tree: object) -> Iterator[Tensor]:

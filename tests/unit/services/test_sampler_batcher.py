@@ -7,6 +7,7 @@ import gc
 import time
 import weakref
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from services.sampler import batcher as module
 from services.sampler.batcher import Batcher
 from services.sampler.job import Sampled, Task
 from services.sampler.model import load_model
+from tests.adapters import with_adapter
 from tests.unit.services.sampler_tools import (
+    NOTHING,
     Watched,
     alone,
     batching,
@@ -36,7 +39,7 @@ from vlmir.errors import (
     UnavailableError,
     VlmirError,
 )
-from vlmir.sampling import SampleStep
+from vlmir.sampling import Conditions, SampleStep
 
 BIG: dict[str, Any] = {"size": (80, 120), "tile": 64}
 """Six windows a step."""
@@ -135,6 +138,29 @@ def test_networks_never_share_a_call(watched: Watched, small_bundle_folder: Path
         first, second = asyncio.run(all_admitted(batcher, watched, tasks))
     assert [len(times) for times in watched.calls + other.calls] == [1] * 10
     assert np.array_equal(first, second)
+
+
+def test_damage_with_an_adapter_has_calls_of_its_own(
+    small_bundle_folder: Path, tmp_path: Path
+) -> None:
+    with_adapter(small_bundle_folder, tmp_path / "bundle", label="noisy")
+    watched = Watched(tmp_path / "bundle")
+    (noisy,) = watched.sampler.adapted
+    known = Conditions(None, None, noisy.damage.f_D)
+    tasks = [
+        replace(task(watched.sampler), conditions=conditions)
+        for conditions in (NOTHING, NOTHING, known, known)
+    ]
+    expected = [alone(wanted) for wanted in tasks]
+    watched.calls.clear()
+    with batching() as batcher:
+        got = asyncio.run(all_admitted(batcher, watched, tasks))
+        calls, windows = batcher.stats.batches, batcher.stats.windows
+    for one, other in zip(expected, got, strict=True):
+        assert np.abs(one - other).max() < 1e-4
+    assert np.abs(got[2] - got[0]).max() > 0.01
+    assert [len(times) for times in watched.calls] == [1, 2, 2, 2, 2, 1]
+    assert windows == 4 * 5 and calls - len(watched.calls) == 5
 
 
 def test_a_small_picture_overtakes_a_big_one(watched: Watched) -> None:

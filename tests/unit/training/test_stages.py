@@ -19,6 +19,7 @@ import torch
 from tests.small import small_preset
 from tests.unit.training.workshop import lay_out
 from training import (
+    adapt,
     captions,
     evaluate,
     export,
@@ -34,7 +35,7 @@ from training.engine.checkpoints import Checkpoints
 from training.engine.tracking import UNTRACKED
 from training.pretrained import load_embedder
 from vlmir.bundle import load_bundle
-from vlmir.parts import build_embedder, build_unet
+from vlmir.parts import build_embedder, build_sampler, build_unet
 from vlmir.vlm.clip import DegradationCLIP
 
 README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
@@ -96,7 +97,8 @@ def test_the_readmes_commands_go_from_folders_to_a_champion(
         evaluate: ["--only", "bench", "--only", "labels", "--setting", "one-step"],
     }
     commands = readme_commands()
-    assert [module for module, _ in commands] == [*more, table, register, promote, fetch]
+    first, last = [pretrain, stage1, stage2, export], [evaluate, table, register, promote, fetch]
+    assert [module for module, _ in commands] == [*first, stage2, adapt, *last]
     for module, arguments in commands:
         if module is stage1:
             workshop.stage(captions, "photos pairs")
@@ -106,6 +108,9 @@ def test_the_readmes_commands_go_from_folders_to_a_champion(
     lines = Path("runs/stage2/metrics.jsonl").read_text().splitlines()
     psnr = next(line for line in map(json.loads, lines) if "psnr/noisy" in line)
     assert psnr["step"] == 2 and 3 < psnr["psnr/noisy"] < 40 and "psnr/rainy" in psnr
+    assert [one.label for one in build_sampler(load_bundle("my-better-bundle")).adapted] == [
+        "noisy"
+    ]
     bundle = load_bundle("my-bundle")
     assert bundle.release == "my-1" and bundle.preset == small_preset()
     state = Checkpoints(Path("runs/stage2/sampler")).latest()
