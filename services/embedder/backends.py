@@ -11,7 +11,7 @@ import torch
 
 from services.common.batching import BatchCounts, Batcher
 from vlmir.errors import BundleError
-from vlmir.vlm.embedder import ClipEmbedder, is_certain
+from vlmir.vlm.embedder import ClipEmbedder, is_certain, with_mirrors
 
 __all__ = [
     "GRAPHS",
@@ -23,6 +23,7 @@ __all__ = [
     "OnnxNetwork",
     "Seen",
     "TorchNetwork",
+    "voters",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -54,6 +55,12 @@ class Seen(NamedTuple):
         return self._replace(logits=np.concatenate([self.logits, logits_WK]))
 
 
+def voters(views_VCSS: Array) -> Array:
+    """The views that have a say in the label beside the whole picture, mirror images among them: (W - 1)×C×S×S."""
+    others: Array = with_mirrors(torch.tensor(views_VCSS))[1:].numpy()  # what came may be read-only
+    return others
+
+
 class Backend(Protocol):
     """Computes for many callers at once."""
 
@@ -69,12 +76,12 @@ class Backend(Protocol):
     def capacity(self) -> int:
         """Requests admitted at most."""
 
-    async def image(self, views_WCSS: Array, *, deadline: float | None) -> Seen:
+    async def image(self, views_VCSS: Array, *, deadline: float | None) -> Seen:
         """What is seen in the views of one picture.
 
         Args:
-            views_WCSS: Normalised views, mirror images included, the whole picture first; the others are asked only
-                where it leaves doubt.
+            views_VCSS: Normalised views, the whole picture first; the others, and mirror images of all, are asked
+                only where it leaves doubt.
             deadline: Reading of ``time.monotonic``, or None.
 
         Raises:
@@ -86,14 +93,14 @@ class Backend(Protocol):
     async def text(self, ids_L: Ids, *, deadline: float | None) -> Array:
         """f_T (D) of one caption's token ids; errors are those of :meth:`image`."""
 
-    async def check(self, views_WCSS: Array, ids_L: Ids) -> None:
+    async def check(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Try whether requests can be answered at present, however many are waiting.
 
         Raises:
             VlmirError: They cannot.
         """
 
-    def warm_up(self, views_WCSS: Array, ids_L: Ids) -> None:
+    def warm_up(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Compute once, outside the event loop."""
 
     def close(self) -> None:
@@ -216,7 +223,7 @@ class InProcess:
         self.pictures = Batcher[Array, Seen](
             self._see, max_batch=max_batch, capacity=capacity, counts=counts[0]
         )
-        """Views of pictures, W×C×S×S, all of one shape."""
+        """Views of pictures, V×C×S×S, all of one shape."""
         self.captions = Batcher[Ids, Array](
             lambda ids: list(network.texts(np.stack(ids))),
             max_batch=max_batch,
@@ -235,22 +242,22 @@ class InProcess:
         """Requests admitted at most."""
         return self.pictures.capacity + self.captions.capacity
 
-    async def image(self, views_WCSS: Array, *, deadline: float | None) -> Seen:
+    async def image(self, views_VCSS: Array, *, deadline: float | None) -> Seen:
         """What is seen in the views of one picture; errors are those of :class:`Batcher`."""
-        return await self.pictures(views_WCSS, deadline=deadline)
+        return await self.pictures(views_VCSS, deadline=deadline)
 
     async def text(self, ids_L: Ids, *, deadline: float | None) -> Array:
         """f_T (D) of one caption; errors are those of :class:`Batcher`."""
         return await self.captions(ids_L, deadline=deadline)
 
-    async def check(self, views_WCSS: Array, ids_L: Ids) -> None:
+    async def check(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Nothing to try: a network in this process lives as long as the process."""
 
-    def warm_up(self, views_WCSS: Array, ids_L: Ids) -> None:
+    def warm_up(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Compute everything once, votes too, that a request may need."""
-        self._network.wholes(views_WCSS[:1])
-        if len(views_WCSS) > 1:
-            self._network.votes(views_WCSS[1:])
+        self._network.wholes(views_VCSS[:1])
+        if len(views_VCSS) > 1:
+            self._network.votes(voters(views_VCSS))
         self._network.texts(ids_L[None])
 
     def close(self) -> None:
@@ -259,13 +266,12 @@ class InProcess:
         self.captions.close()
 
     def _see(self, pictures: list[Array]) -> list[Seen]:
-        views_PWCSS = np.stack(pictures)
-        wholes, others = views_PWCSS[:, 0], views_PWCSS[:, 1:]
-        f_I, f_D, logits = self._network.wholes(wholes)
+        f_I, f_D, logits = self._network.wholes(np.stack([views[0] for views in pictures]))
         seen = [Seen(*one) for one in zip(f_I, f_D, logits[:, None], strict=True)]
         doubtful = [place for place, one in enumerate(seen) if not one.certain]
-        if others.shape[1] and doubtful:
-            votes = self._network.votes(others[doubtful].reshape(-1, *others.shape[2:]))
-            for place, of_one in zip(doubtful, np.split(votes, len(doubtful)), strict=True):
+        if doubtful and len(pictures[0]) > 1:
+            others = np.concatenate([voters(pictures[place]) for place in doubtful])
+            votes = np.split(self._network.votes(others), len(doubtful))
+            for place, of_one in zip(doubtful, votes, strict=True):
                 seen[place] = seen[place].with_votes(of_one)
         return seen

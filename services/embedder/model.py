@@ -28,7 +28,7 @@ from vlmir.bundle import Bundle
 from vlmir.compute import Compute
 from vlmir.errors import InputError, OptionError
 from vlmir.parts import build_embedder, build_tokenizer
-from vlmir.vlm.embedder import ImageEmbedding, ViewMaker, judge, with_mirrors
+from vlmir.vlm.embedder import ImageEmbedding, ViewMaker, judge
 from vlmir.vlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # only a server that uses Triton needs its client
@@ -69,8 +69,7 @@ class EmbedderModel:
         """
         if not np.isfinite(views_VCSS).all():
             raise InputError("pixels has values that are not finite; send normalised pixels.")
-        views = with_mirrors(torch.tensor(views_VCSS)).numpy()
-        seen = await self.backend.image(views, deadline=deadline)
+        seen = await self.backend.image(views_VCSS, deadline=deadline)
         f_I, f_D, logits = (torch.tensor(array) for array in seen)
         return judge(f_I, f_D, logits, self.prototypes, self.labels, typical=self.typical)
 

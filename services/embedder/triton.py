@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from services.common.batching import Admission, until
 from services.common.calls import request_id
 from services.common.telemetry import tracing
-from services.embedder.backends import GRAPHS, Array, Ids, Seen
+from services.embedder.backends import GRAPHS, Array, Ids, Seen, voters
 from vlmir.errors import BundleError, UnavailableError, VlmirError
 
 __all__ = ["Triton", "TritonBackend"]
@@ -285,19 +285,19 @@ class TritonBackend:
         """Requests under way at most."""
         return self._admission.capacity
 
-    async def image(self, views_WCSS: Array, *, deadline: float | None) -> Seen:
+    async def image(self, views_VCSS: Array, *, deadline: float | None) -> Seen:
         """What is seen in the views of one picture.
 
         Errors are those of :meth:`Triton.uncancelled`, :meth:`Triton.infer` and `Admission`. The place is taken until
         Triton has answered, even where nobody waits any longer.
         """
-        return await self._admitted(partial(self._image, views_WCSS), deadline)
+        return await self._admitted(partial(self._image, views_VCSS), deadline)
 
     async def text(self, ids_L: Ids, *, deadline: float | None) -> Array:
         """f_T (D) of one caption; errors and places are those of :meth:`image`."""
         return await self._admitted(partial(self._text, ids_L), deadline)
 
-    async def check(self, views_WCSS: Array, ids_L: Ids) -> None:
+    async def check(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Run both models once, however busy they are: a model whose process died keeps saying that it is ready.
 
         One that fails is loaded anew in the background.
@@ -306,7 +306,7 @@ class TritonBackend:
             VlmirError: One of them does not answer, or not in time.
         """
         deadline = time.monotonic() + _PATIENCE_S
-        trials = (partial(self._image, views_WCSS), partial(self._text, ids_L))
+        trials = (partial(self._image, views_VCSS), partial(self._text, ids_L))
         found = await asyncio.gather(
             *(self._triton.uncancelled(trial, deadline) for trial in trials), return_exceptions=True
         )
@@ -317,9 +317,9 @@ class TritonBackend:
             if isinstance(result, BaseException):
                 raise result
 
-    def warm_up(self, views_WCSS: Array, ids_L: Ids) -> None:
+    def warm_up(self, views_VCSS: Array, ids_L: Ids) -> None:
         """Compute once, outside the event loop."""
-        trial = self.check(views_WCSS, ids_L)
+        trial = self.check(views_VCSS, ids_L)
         asyncio.run_coroutine_threadsafe(trial, self._triton.loop).result()
 
     def close(self) -> None:
@@ -334,14 +334,14 @@ class TritonBackend:
 
         return await self._triton.uncancelled(work, deadline)
 
-    async def _image(self, views_WCSS: Array) -> Seen:
+    async def _image(self, views_VCSS: Array) -> Seen:
         f_I, f_D, logits = await self._infer(
-            "clip_image", {"views": views_WCSS[:1]}, ("f_I", "f_D", "logits")
+            "clip_image", {"views": views_VCSS[:1]}, ("f_I", "f_D", "logits")
         )
         seen = Seen(f_I[0], f_D[0], logits)
-        if len(views_WCSS) == 1 or seen.certain:
+        if len(views_VCSS) == 1 or seen.certain:
             return seen
-        (votes,) = await self._infer("clip_image", {"views": views_WCSS[1:]}, ("logits",))
+        (votes,) = await self._infer("clip_image", {"views": voters(views_VCSS)}, ("logits",))
         return seen.with_votes(votes)
 
     async def _text(self, ids_L: Ids) -> Array:

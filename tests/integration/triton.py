@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.calls import ROOT, exported, metrics
+from tests.integration.calls import PATIENCE_S, ROOT, exported, metrics
 from training.release.triton_repository import write_entry
 
 BESIDE = ROOT.parent / "shared" / "tools" / "triton-server"
@@ -74,6 +75,7 @@ class RealTriton:
         """Stop the server for a while, but not its models: asleep, they would be taken for dead within a second."""
         (server,) = self._processes("bin/tritonserver")
         os.kill(server, signal.SIGSTOP)
+        _await_stop(server)
         try:
             yield
         finally:
@@ -94,6 +96,18 @@ class RealTriton:
         command = [SERVER, what, "--dir", str(self._folder), *arguments]
         done = subprocess.run(command, env=self._env, check=True, stdout=subprocess.PIPE, text=True)
         return done.stdout
+
+
+def _await_stop(process: int) -> None:
+    """Wait until each thread has stopped: one stops only when it is its turn to run."""
+    ends = time.monotonic() + PATIENCE_S
+    while time.monotonic() < ends:
+        threads = [*Path(f"/proc/{process}/task").iterdir()]
+        # The state follows the name, which stands in brackets and may hold anything.
+        if all((t / "stat").read_text().rpartition(") ")[2].startswith("T") for t in threads):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"process {process} does not stop")
 
 
 @contextmanager

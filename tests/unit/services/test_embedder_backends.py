@@ -7,9 +7,10 @@ import asyncio
 import numpy as np
 
 from services.common.batching import BatchCounts
-from services.embedder.backends import Array, Ids, InProcess, Seen
+from services.embedder.backends import Array, Ids, InProcess, Seen, voters
 
 VIEWS, CHANNELS, SIDE = 4, 3, 8
+VOTES = 2 * VIEWS - 1
 SURE, DOUBTFUL = 9.0, 0.1
 
 
@@ -68,10 +69,19 @@ def test_doubtful_pictures_of_a_batch_get_their_own_votes() -> None:
     network = Counting()
     pictures = views(DOUBTFUL, 1, 2, 3), views(SURE, 4, 5, 6), views(-DOUBTFUL, 7, 8, 9)
     first, sure, last = seen(network, *pictures)
-    assert sum(network.voted) == 2 * (VIEWS - 1) and sum(network.looked) == 3
-    np.testing.assert_allclose(first.logits[:, 0], [DOUBTFUL, 1, 2, 3], rtol=1e-6)
+    assert sum(network.voted) == 2 * VOTES and sum(network.looked) == 3
+    np.testing.assert_allclose(first.logits[:, 0], [DOUBTFUL, 1, 2, 3] * 2, rtol=1e-6)
     np.testing.assert_allclose(sure.logits[:, 0], [SURE])
-    np.testing.assert_allclose(last.logits[:, 0], [-DOUBTFUL, 7, 8, 9], rtol=1e-6)
+    np.testing.assert_allclose(last.logits[:, 0], [-DOUBTFUL, 7, 8, 9] * 2, rtol=1e-6)
+
+
+def test_mirror_images_vote_too() -> None:
+    picture = np.random.default_rng(0).random((VIEWS, CHANNELS, SIDE, SIDE), np.float32)
+    picture.setflags(write=False)  # as they come off the wire
+    others = voters(picture)
+    assert others.shape == (VOTES, CHANNELS, SIDE, SIDE)
+    np.testing.assert_array_equal(others[: VIEWS - 1], picture[1:])
+    np.testing.assert_array_equal(others[VIEWS - 1 :], picture[..., ::-1])
 
 
 def test_a_lone_view_cannot_be_doubted() -> None:
