@@ -177,10 +177,10 @@ class MemoryPlanner:
         return max(most, first + 3 / 4 + 1 / 3)
 
     def _copies_in_full(self, plan: Plan) -> int:
-        if plan.realism == 0:
-            return 4 if self._noisy else 2  # source and x̂₀; a noisy state is a sum of two
+        if plan.realism == 0 and not self._noisy:
+            return 2  # source and x̂₀
         if plan.states == 1:
-            return 4
+            return 4  # and a noisy state, which is a sum of two
         before = int(plan.solver.startswith("dpmpp_2m"))  # solvers of second order keep the last x̂₀
         # Source, state, x̂₀, next state and a term of it; Euler–Maruyama's step has more terms.
         step = 7 if plan.solver == "euler_maruyama" else 5

@@ -86,6 +86,10 @@ class Sampler(Protocol):
         """Labels of damage that spans wide areas, for which a plan should be ``wide``."""
 
     @property
+    def mean_states(self) -> int:
+        """Evaluations that the posterior mean takes."""
+
+    @property
     def solvers(self) -> tuple[str, ...]:
         """Names of the solvers."""
 
@@ -177,6 +181,7 @@ class Restorer:
         self.release, self.digests, self.device = release, digests, device
         self.limits = limits or Limits()
         self.labels, self.solvers = embedder.labels, sampler.solvers
+        self.mean_states = sampler.mean_states
         self._solver, self._steps = solver, steps
 
     @classmethod
@@ -298,9 +303,14 @@ class Restorer:
             run = self._sampler.sample([source.pixels], [known], [options.seed], plan)
             sampled = yield from _relay(run, steps, previews, clock)
             restored = _moved(source.pixels, sampled, share)
-            if plan.realism == 0 and plan.steps > 1:
+            if plan.realism == 0 and (options.steps or 1) > 1:
+                made = (
+                    "one evaluation gives"
+                    if plan.states == 1
+                    else f"{plan.states} evaluations give"
+                )
                 warnings.append(
-                    "Steps have no effect at realism 0, where one evaluation gives the mean; raise the realism."
+                    f"Steps have no effect at realism 0, where {made} the mean; raise the realism."
                 )
         elif options.strength > 0 and options.degradation is None:
             warnings.append(
@@ -380,6 +390,7 @@ class Restorer:
             steps=self._steps,
             solvers=self.solvers,
             most_steps=self._sampler.most_steps,
+            mean_states=self.mean_states,
         )
 
     def _open(self, image: Source) -> Image:

@@ -39,6 +39,10 @@ FAINTEST = 0.05
 CLEAR = 0.5
 """The same on the way to a sample, where a later state is to be had: from there on x̂₀ passes for the mean."""
 
+MEAN_STATES = 4
+"""Evaluations that lead a network which predicts noise to a state so clear: the fewest that cost nothing (a test with
+the best possible network compares them with a sample's way)."""
+
 CALL_PIXELS = 512 * 512
 """Most pixels in one network call, unless one window has more.
 
@@ -87,7 +91,7 @@ class Plan:
     """How one or more pictures are sampled."""
 
     steps: int
-    """Network evaluations of the solver, 1…T; at realism 0 one is made."""
+    """Network evaluations of the solver, 1…T; at realism 0 ``mean_states`` are made."""
     solver: str
     """A key of ``SOLVERS``."""
     realism: float
@@ -96,6 +100,8 @@ class Plan:
     """Tile side in pixels; 0 for none, None for the preset's."""
     ensemble: bool = False
     """Whether each evaluation is the mean over the picture's mirror images."""
+    mean_states: int = 1
+    """Evaluations that the posterior mean takes, see :attr:`DiffusionSampler.mean_states`."""
     wide: bool = False
     """Whether the mean is sought at half the size, too, for damage that spans wide areas."""
     call_pixels: int = CALL_PIXELS
@@ -113,8 +119,8 @@ class Plan:
 
     @property
     def states(self) -> int:
-        """Evaluations of the whole picture: the first gives the mean, the others are made only for a sample."""
-        return self.steps if self.realism > 0 else 1
+        """Evaluations of the whole picture: those that give the mean, or all for a sample."""
+        return self.steps if self.realism > 0 else self.mean_states
 
     @property
     def evaluations(self) -> int:
@@ -152,6 +158,14 @@ class DiffusionSampler:
     def wide_labels(self) -> tuple[str, ...]:
         """Labels of damage for which :attr:`Plan.wide` helps."""
         return self.config.wide
+
+    @property
+    def mean_states(self) -> int:
+        """Evaluations that the posterior mean takes: one, unless the network predicts noise.
+
+        From x_T, where all but nothing is left of x₀, such a network cannot tell x₀; from a state on the way it can.
+        """
+        return 1 if self.config.prediction != "noise" else MEAN_STATES
 
     @property
     def solvers(self) -> tuple[str, ...]:
@@ -196,6 +210,7 @@ class DiffusionSampler:
             steps=self.config.steps,
             solvers=self.solvers,
             most_steps=self.most_steps,
+            mean_states=self.mean_states,
         )
 
     def sample(
@@ -283,7 +298,7 @@ class DiffusionSampler:
         yield sweep
         if plan.wide:
             yield from self._widen(sweep.x0, seed, plan, work)
-        if plan.realism == 0:
+        if plan.realism == 0 and plan.states == 1:
             return sweep.x0.clamp_(0, 1)
         answers = [sweep.x0]
         del first, sweep  # a picture held for nothing costs as much memory as one that is needed
@@ -361,9 +376,8 @@ class DiffusionSampler:
         generator = torch.Generator().manual_seed(seed)
         x_T = self._prior(mu, generator)
         solver, start = solver_named(plan.solver), self._start(plan)
-        return solver(
-            x_T, mu, self.schedule, plan.states, generator, start=start, last=self.config.last
-        )
+        last = self.config.last if plan.realism > 0 else min(start, self._greatest(CLEAR))
+        return solver(x_T, mu, self.schedule, plan.states, generator, start=start, last=last)
 
     def _prior(self, mu: Tensor, generator: torch.Generator) -> Tensor:
         """A state x_T of a picture."""
@@ -393,6 +407,7 @@ def plan_of(
     steps: int,
     solvers: Sequence[str],
     most_steps: int,
+    mean_states: int,
 ) -> Plan:
     """The choices of ``options`` made explicit.
 
@@ -402,6 +417,7 @@ def plan_of(
         steps: Where neither steps nor realism are chosen.
         solvers: Names that may be chosen.
         most_steps: The greatest number of steps.
+        mean_states: Evaluations that the posterior mean takes.
 
     Raises:
         OptionError: The solver is unknown, or there are too many steps.
@@ -419,6 +435,7 @@ def plan_of(
         realism=realism,
         tile=options.tile,
         ensemble=options.ensemble,
+        mean_states=mean_states,
     )
 
 

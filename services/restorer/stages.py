@@ -308,6 +308,8 @@ class SamplerTraits:
     """Whether a caption has an effect."""
     wide_labels: tuple[str, ...]
     """Labels of damage that spans wide areas."""
+    mean_states: int
+    """Network evaluations at realism 0."""
     tile: int
     """Side of a tile in pixels where none is asked for."""
     overlap: int
@@ -336,6 +338,7 @@ class SamplerTraits:
             most_steps=info.most_steps,
             reads_captions=info.reads_captions,
             wide_labels=tuple(info.wide_labels),
+            mean_states=max(1, info.mean_evaluations),
             tile=info.tile,
             overlap=info.overlap,
             align=info.align,
@@ -378,7 +381,7 @@ class RemoteSampler:
         self._parcels = parcels if traits.takes_uris else Parcels()
         self.solvers = traits.solvers
         self.reads_captions, self.most_steps = traits.reads_captions, traits.most_steps
-        self.wide_labels = traits.wide_labels
+        self.wide_labels, self.mean_states = traits.wide_labels, traits.mean_states
 
     def tile_plan(self, height: int, width: int, tile: int | None) -> TilePlan:
         """How a picture is cut."""

@@ -17,6 +17,7 @@ def traits(sampler: DiffusionSampler) -> sampler_pb2.SamplerServiceInfoResponse:
         most_steps=sampler.most_steps,
         reads_captions=sampler.reads_captions,
         wide_labels=sampler.wide_labels,
+        mean_evaluations=sampler.mean_states,
         tile=sampler.config.tile,
         overlap=sampler.config.overlap,
         align=sampler.unet.multiple,

@@ -117,7 +117,20 @@ def test_steps_without_effect_are_said_to_be(restorer: Restorer, photo: np.ndarr
         for r in (0.0, 0.5)
     )
     assert (mean.steps, between.steps) == (1, 4)
-    assert "no effect" in mean.warnings[0] and between.warnings == ()
+    assert "one evaluation gives the mean" in mean.warnings[0] and between.warnings == ()
+
+
+def test_the_mean_of_a_network_that_predicts_noise_takes_more(
+    imported_bundle_folder: Path, photo: np.ndarray
+) -> None:
+    restorer = Restorer.load(imported_bundle_folder)
+    default, told = (
+        restorer.restore(photo, RestoreOptions(steps=steps, realism=0.0)).report
+        for steps in (None, 20)
+    )
+    assert (default.steps, told.steps) == (4, 4)
+    assert not any("no effect" in warning for warning in default.warnings)
+    assert any("4 evaluations give the mean" in warning for warning in told.warnings)
 
 
 def test_limits_are_the_callers(small_bundle_folder: Path, photo: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from training.measure.restoration import Judges, measure_bench
 from vlmir.options import SAMPLE_STEPS, RestoreOptions
 from vlmir.pipeline import Restorer
 
-__all__ = ["DIAL", "EVALUATIONS", "ONE", "PICTURES", "SIDE", "centre", "measure_steps"]
+__all__ = ["DIAL", "EVALUATIONS", "MEAN", "PICTURES", "SIDE", "centre", "measure_steps"]
 
 SIDE = 256
 """Pixels: so much of each side is kept, since a hundred evaluations of a whole picture take long."""
@@ -27,8 +27,8 @@ EVALUATIONS = (1, 2, 4, 8, 16, 32, 100)
 DIAL = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Realisms, each with as many evaluations as a sample has by default."""
 
-ONE = RestoreOptions(steps=1, realism=0.0)
-"""The posterior mean in one evaluation: the line to beat."""
+MEAN = RestoreOptions(realism=0.0)
+"""The posterior mean, in one evaluation unless the network predicts noise: the line to beat."""
 
 
 def measure_steps(
@@ -42,7 +42,8 @@ def measure_steps(
         title: What the progress bars begin with.
 
     Returns:
-        ``psnr`` and ``ssim`` of :data:`ONE` and ``input_psnr``, means over the pictures; ``pictures`` and ``side``;
+        ``psnr`` and ``ssim`` of :data:`MEAN`, ``input_psnr``, means over the pictures; ``evaluations`` of :data:`MEAN`;
+        ``pictures`` and ``side``;
         ``solvers``: solver → evaluations (as text) → ``psnr`` and ``ssim`` at realism 1; ``dial``: realism (as text) →
         the same by the bundle's solver; ``inputs``: a fingerprint of the crops.
     """
@@ -57,11 +58,12 @@ def measure_steps(
         return _two(quality(options, f"{solver}, {steps}"))
 
     def between(realism: float) -> dict[str, float]:
-        options = RestoreOptions(realism=realism, steps=SAMPLE_STEPS if realism else 1)
+        options = RestoreOptions(realism=realism, steps=SAMPLE_STEPS if realism else None)
         return _two(quality(options, f"realism {realism}"))
 
     return {
-        **quality(ONE, "one evaluation"),
+        **quality(MEAN, "realism 0"),
+        "evaluations": restorer.mean_states,
         "pictures": len(crops),
         "side": SIDE,
         "solvers": {

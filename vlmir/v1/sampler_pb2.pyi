@@ -335,6 +335,7 @@ class SamplerServiceInfoResponse(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TAKES_URIS_FIELD_NUMBER: _builtins.int
     WIDE_LABELS_FIELD_NUMBER: _builtins.int
+    MEAN_EVALUATIONS_FIELD_NUMBER: _builtins.int
     embedder_release: _builtins.str
     """Release of the embedder whose embeddings this sampler was trained on."""
     captioner_release: _builtins.str
@@ -355,6 +356,8 @@ class SamplerServiceInfoResponse(_message.Message):
     """Tiles begin at multiples of this many pixels."""
     takes_uris: _builtins.bool
     """Whether `pixels` may lie in the object store; those of the result then do, too, if they are many."""
+    mean_evaluations: _builtins.int
+    """Network evaluations at realism 0; 0 of a service that does not tell means 1."""
     @_builtins.property
     def service(self) -> _image_pb2.ServiceInfo:
         """What every service says."""
@@ -388,10 +391,11 @@ class SamplerServiceInfoResponse(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         takes_uris: _builtins.bool = ...,
         wide_labels: _abc.Iterable[_builtins.str] | None = ...,
+        mean_evaluations: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "takes_uris", b"takes_uris", "tile", b"tile", "wide_labels", b"wide_labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "captioner_release", b"captioner_release", "default_solver", b"default_solver", "default_steps", b"default_steps", "embedder_release", b"embedder_release", "labels", b"labels", "mean_evaluations", b"mean_evaluations", "most_steps", b"most_steps", "overlap", b"overlap", "reads_captions", b"reads_captions", "service", b"service", "solvers", b"solvers", "takes_uris", b"takes_uris", "tile", b"tile", "wide_labels", b"wide_labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -189,6 +189,7 @@ def test_tiles_are_cut_as_by_the_library(name: str) -> None:
     assert told.most_steps == sampler.most_steps
     assert told.reads_captions == sampler.reads_captions
     assert told.wide_labels == sampler.wide_labels
+    assert told.mean_states == sampler.mean_states
     assert told.solvers == sampler.solvers
     nothing_chosen = sampler.plan(RestoreOptions())
     assert (told.solver, told.steps) == (nothing_chosen.solver, nothing_chosen.steps)

@@ -43,7 +43,7 @@ def test_every_solver_and_the_dial_are_measured_on_the_middle(small_bundle_folde
     assert set(found["solvers"]) == set(restorer.solvers)
     assert all(list(by) == ["1", "2"] for by in found["solvers"].values())
     assert list(found["dial"]) == ["0.0", "0.25", "0.5", "0.75", "1.0"]
-    assert found["pictures"] == 1 and found["side"] == 48
+    assert found["pictures"] == 1 and found["side"] == 48 and found["evaluations"] == 1
     lq, middle = steps.centre(noisy_copy(gt, 0)), steps.centre(gt)
     for numbers, options in (
         (found, RestoreOptions()),
@@ -92,6 +92,7 @@ def numbers(one: float, few: float, many: float, dial: tuple[float, ...]) -> dic
     return {
         **both(one),
         "input_psnr": 10.0,
+        "evaluations": 8,
         "pictures": 2,
         "side": 256,
         "solvers": {"posterior": by, "ddim": by},
@@ -112,10 +113,10 @@ def test_the_table_says_what_equals_a_hundred_steps() -> None:
     )
     lines = text.splitlines()
     assert "| bench | way | 8 | 16 | 100 |" in lines
-    assert "| noise (input 10.00) | one evaluation at realism 0 | 27.00 / 0.540 | – | – |" in lines
+    assert "| noise (input 10.00) | realism 0 | 27.00 / 0.540 | – | – |" in lines
     assert "|  | `ddim` | 19.00 / 0.380 | 99.00 / 1.980 | 20.00 / 0.400 |" in lines
     said = " ".join(lines)
-    assert "on every bench: one evaluation at realism 0 (by 2.00 to 3.00 dB). " in said
+    assert "on every bench: realism 0 with 8 (by 2.00 to 3.00 dB). " in said
     assert "PSNR does not fall at every step of the dial on haze." in said
 
 
