@@ -21,6 +21,8 @@ def with_adapter(folder: Path, out: Path, *, label: str) -> Bundle:
     f_D = embedder.embed_label(label)
     others = torch.stack([embedder.embed_label(o) for o in embedder.labels if o != label])
     bias = torch.full((12,), 0.1)
-    adapter = Adapter(damage=Damage(f_D, others), factors={}, whole={"head.bias": bias})
+    adapter = Adapter(
+        damage=Damage(f_D, others), whole={"head.bias": bias}, codes={}, signs={}, scales={}
+    )
     save_adapters(out, {label: adapter}, release="small-2")
     return load_bundle(out)

@@ -5,16 +5,18 @@ An adapter is a U-Net that was trained on for one kind of damage alone, told as 
     python -m training.stage2 --init B --stage1 B --set 'stage2.mix={noisy=1}' --out runs/noisy --data …
 
 What one network for every damage learns of one of them it pays for with the others; an adapter is used for its own
-alone, so it can only gain. Of the differences those singular vectors are kept that say the most for their size.
+alone, so it can only gain.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,14 +29,21 @@ from vlmir.parts import build_embedder, build_unet, save_adapters
 
 __all__ = ["adapt", "compressed", "main"]
 
-NOTHING = 1e-6
-"""Share of the greatest singular value below which one is an error of rounding."""
+SHARE = 0.12
+"""Of a network's numbers that an adapter keeps in eight bits: in ``tiny`` the two levels of highest resolution."""
 
-MEGABYTES = 3.0
-"""Size of one adapter in half precision, unless another is asked for."""
+LEAST = 2.0**-24
+"""The least number of half precision above 0: what has not changed still needs a scale."""
 
 
-def adapt(out: Path, *, base: Path, stages: Mapping[str, Path], release: str, numbers: int) -> None:
+def adapt(
+    out: Path,
+    *,
+    base: Path,
+    stages: Mapping[str, Path],
+    release: str,
+    share: float = SHARE,
+) -> None:
     """Write a bundle: ``base`` with an adapter for each of some labels; others that it has stay.
 
     Args:
@@ -42,7 +51,7 @@ def adapt(out: Path, *, base: Path, stages: Mapping[str, Path], release: str, nu
         base: The bundle whose U-Net was trained on.
         stages: Label → folder of the stage 2 that trained it on for that damage.
         release: Name and version of the new weights.
-        numbers: How many numbers an adapter may hold.
+        share: See :func:`compressed`.
 
     Raises:
         BundleError: ``base`` is damaged, knows no such label, or is not what the stages began with.
@@ -68,8 +77,7 @@ def adapt(out: Path, *, base: Path, stages: Mapping[str, Path], release: str, nu
             _shift(after, state["prototypes"][labels.index(label)] - f_D)
         changes = {name: after[name] - own for name, own in before.items()}
         others = torch.stack([embedder.embed_label(other) for other in labels if other != label])
-        factors, whole = compressed(changes, numbers=numbers)
-        adapters[label] = Adapter(damage=Damage(f_D, others), factors=factors, whole=whole)
+        adapters[label] = compressed(changes, damage=Damage(f_D, others), share=share)
     _copy(bundle.folder, out)
     save_adapters(out, adapters, release=release)
 
@@ -84,50 +92,45 @@ def _shift(weights: dict[str, Tensor], distance: Tensor) -> None:
     weights[f"{first}bias"] = weights[f"{first}bias"] + weights[f"{first}weight"] @ distance
 
 
-def compressed(
-    changes: Mapping[str, Tensor], *, numbers: int
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Factors and whole changes of an :class:`~vlmir.nn.Adapter` near to changes of weights, in so many numbers.
+def compressed(changes: Mapping[str, Tensor], *, damage: Damage, share: float) -> Adapter:
+    """An adapter near to changes of weights.
 
-    By the singular value decomposition of each matrix (Eckart and Young 1936: no sum of as many products of vectors is
-    nearer), those products first whose square is greatest for the numbers they take. Vectors are kept whole; so is a
-    matrix of which so many products are kept that they would take more.
+    Most of what a run for one damage learns is in the few numbers of the levels of high resolution, and must be kept
+    exactly; of the many others the sign and the mean size are enough, in an eighth of the bytes.
 
     Args:
         changes: Parameter → by how much it changed.
-        numbers: How many numbers the adapter may hold, about; vectors are kept even if they are more.
+        damage: For which.
+        share: Of all numbers, those of the highest resolution first, so many are kept in eight bits.
     """
     whole = {name: change for name, change in changes.items() if change.ndim < 2}
-    left = numbers - sum(change.numel() for change in whole.values())
-    matrices = {name: change.flatten(1) for name, change in changes.items() if change.ndim > 1}
-    parts = {n: torch.linalg.svd(matrix, full_matrices=False) for n, matrix in matrices.items()}
-    gains = [
-        (float(value) ** 2 / sum(matrices[name].shape), name)
-        for name, (_, values, _) in parts.items()
-        for value in values[values > NOTHING * values.max()]
-    ]
-    ranks = dict.fromkeys(matrices, 0)
-    for _, name in sorted(gains, reverse=True):
-        matrix, rank = matrices[name], ranks[name]
-        left -= _size(matrix, rank + 1) - _size(matrix, rank)
-        if left < 0:
-            break
-        ranks[name] += 1
-    factors = dict[str, tuple[Tensor, Tensor]]()
-    for name, rank in ranks.items():
-        up, values, down = parts[name]
-        if rank and _size(matrices[name], rank) == matrices[name].numel():
-            whole[name] = changes[name]
-        elif rank:
-            # The root on both sides: half precision has a narrow range.
-            root = values[:rank].sqrt()
-            factors[name] = (up[:, :rank] * root, root[:, None] * down[:rank])
-    return factors, whole
+    kernels = sorted(changes.keys() - whole.keys(), key=lambda name: (_depth(name, changes), name))
+    room = share * sum(change.numel() for change in changes.values())
+    codes, signs, scales = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+    for name in kernels:
+        rows = changes[name].flatten(1)
+        room -= rows.numel()
+        if room >= 0:
+            scales[name] = (rows.abs().amax(1) / 127).clamp_min(LEAST)
+            codes[name] = (rows / scales[name][:, None]).round().to(torch.int8)
+            codes[name] = codes[name].reshape(changes[name].shape)
+        else:
+            scales[name] = rows.abs().mean(1)  # of all factors of the signs the nearest
+            signs[name] = torch.from_numpy(np.packbits((rows > 0).numpy()))
+    return Adapter(damage=damage, whole=whole, codes=codes, signs=signs, scales=scales)
 
 
-def _size(matrix: Tensor, rank: int) -> int:
-    """How many numbers so many products of vectors take, or the matrix itself where that is smaller."""
-    return min(rank * sum(matrix.shape), matrix.numel())
+def _depth(name: str, names: Iterable[str]) -> int:
+    """How often the resolution was halved where a parameter of the U-Net works: 0 at the first level."""
+    levels = 1 + max((int(found[1]) for found in map(_DOWN.match, names) if found), default=0)
+    if name.startswith("middle"):
+        return levels
+    if (up := re.match(r"ups\.(\d+)\.", name)) is not None:
+        return levels - 1 - int(up[1])
+    return int(down[1]) if (down := _DOWN.match(name)) is not None else 0
+
+
+_DOWN = re.compile(r"downs\.(\d+)\.")
 
 
 def _copy(folder: Path, out: Path) -> None:
@@ -167,7 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--release", required=True, help="name and version of these weights")
     parser.add_argument(
-        "--megabytes", type=float, default=MEGABYTES, help=f"of one adapter ({MEGABYTES:g})"
+        "--share", type=float, default=SHARE, help=f"of the numbers kept in eight bits ({SHARE:g})"
     )
     arguments = parser.parse_args()
     with users_faults("adapt"):
@@ -176,7 +179,7 @@ def main() -> None:
             base=arguments.base,
             stages=dict(arguments.adapter),
             release=arguments.release,
-            numbers=round(arguments.megabytes * 1e6 / 2),
+            share=arguments.share,
         )
     print(
         f"{arguments.out}: {arguments.release}; measure it with training.evaluate, then register it"

@@ -1,12 +1,13 @@
-"""Updates of the network's weights for one kind of damage each (LoRA, Hu et al. 2021, arXiv 2106.09685).
+"""Changes of the network's weights for one kind of damage each.
 
 One network for every damage shares among them what it can hold. An adapter says by how much the weights should differ
-for one of them: of a matrix (a convolution's kernel counts as one, C_out × C_in·k·k) as a product of two thin ones, of
-a vector as it is. Like everything that steers the network it is chosen by f_D: where that is nearer to what is typical
-of this damage than to what is typical of any other.
+for one of them, in an eighth of the bytes of a network: of the small kernels, which work where the pixels are many, in
+eight bits a number, of the large ones the sign alone (BitDelta, Liu et al. 2024, arXiv 2402.10193), each with a scale
+for every output channel. Like everything that steers the network it is chosen by f_D: where that is nearer to what is
+typical of this damage than to what is typical of any other.
 
-In a file of weights an adapter's tensors are named ``adapters.LABEL.f_D``, ``adapters.LABEL.others``,
-``adapters.LABEL.up.PARAMETER`` with ``adapters.LABEL.down.PARAMETER``, and ``adapters.LABEL.whole.PARAMETER``.
+In a file of weights an adapter's tensors are named ``adapters.LABEL.f_D``, ``adapters.LABEL.others``, and, for what an
+:class:`Adapter` holds of a parameter, such as ``adapters.LABEL.codes.PARAMETER``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from vlmir.nn.unet import UNet
 __all__ = ["Adapter", "Damage", "adapted", "join_adapters", "split_adapters"]
 
 _PREFIX = "adapters."
-_KINDS = {"f_D", "others", "up", "down", "whole"}
+_KINDS = ("whole", "codes", "signs", "scales")
 
 
 class Damage(NamedTuple):
@@ -49,10 +51,19 @@ class Adapter:
     """What the weights for one kind of damage have more than those for all."""
 
     damage: Damage
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    """Parameter → up (C_out × r) and down (r × C_in·k·k), whose product is added to it."""
     whole: Mapping[str, Tensor]
-    """Parameter → what is added to it, in its own shape."""
+    """Parameter → what is added to it, in its own shape; so it is of vectors."""
+    codes: Mapping[str, Tensor]
+    """Parameter → the same as whole numbers (int8, in its own shape), to be multiplied by its scales."""
+    signs: Mapping[str, Tensor]
+    """Parameter → the same as signs, eight in a byte (uint8), 1 for plus."""
+    scales: Mapping[str, Tensor]
+    """Parameter of codes or signs → a factor for each output channel."""
+
+    @property
+    def changed(self) -> set[str]:
+        """The parameters that it changes."""
+        return {*self.whole, *self.codes, *self.signs}
 
     def change(self, name: str, shape: torch.Size) -> Tensor | None:
         """What is added to a parameter of that shape, float32; None: nothing.
@@ -60,27 +71,27 @@ class Adapter:
         Raises:
             BundleError: It has another shape.
         """
-        if name in self.factors:
-            up, down = (factor.float() for factor in self.factors[name])
-            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-                raise BundleError(f"The factors of the adapter for {name} do not fit each other.")
-            added = up @ down
-        elif name in self.whole:
-            added = self.whole[name].float()
-        else:
+        if name not in self.changed:
             return None
-        if added.numel() != shape.numel() or added.shape[0] != shape[0]:
-            raise BundleError(
-                f"The adapter changes {name} by {[*added.shape]}, which does not fit {[*shape]}."
-            )
-        return added.reshape(shape)
+        try:
+            if name in self.whole:
+                return self.whole[name].float().reshape(shape)
+            scale = self.scales[name].float().reshape(shape[0], 1)
+            if name in self.codes:
+                steps = self.codes[name].float().reshape(shape[0], -1)
+            else:
+                bits = np.unpackbits(self.signs[name].numpy())[: shape.numel()]
+                steps = 2 * torch.from_numpy(bits).float().reshape(shape[0], -1) - 1
+            return (scale * steps).reshape(shape)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"The adapter's change of {name} does not fit {[*shape]}.") from error
 
 
 def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Adapter]]:
     """The network's own tensors in a file of weights, and label → adapter.
 
     Raises:
-        BundleError: An adapter lacks its embeddings or one of two factors.
+        BundleError: An adapter lacks its embeddings or scales.
     """
     own = {name: tensor for name, tensor in state.items() if not name.startswith(_PREFIX)}
     told = dict[str, dict[str, dict[str, Tensor]]]()
@@ -91,12 +102,13 @@ def split_adapters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _adapter(label: str, parts: dict[str, dict[str, Tensor]]) -> Adapter:
-    up, down, whole = (parts.get(kind, {}) for kind in ("up", "down", "whole"))
-    f_D, others = (parts.get(kind, {}).get("") for kind in ("f_D", "others"))
-    if f_D is None or others is None or up.keys() != down.keys() or parts.keys() - _KINDS:
+    f_D, others = (parts.get(kind, {}).get("") for kind in Damage._fields)
+    held = {kind: parts.get(kind, {}) for kind in _KINDS}
+    scaled = held["codes"].keys() | held["signs"].keys()
+    unknown = parts.keys() - {*_KINDS, *Damage._fields}
+    if f_D is None or others is None or unknown or held["scales"].keys() != scaled:
         raise BundleError(f"The adapter for {label} is incomplete, or of another version.")
-    factors = {name: (up[name], down[name]) for name in up}
-    return Adapter(damage=Damage(f_D, others), factors=factors, whole=whole)
+    return Adapter(damage=Damage(f_D, others), **held)
 
 
 def join_adapters(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
@@ -105,9 +117,9 @@ def join_adapters(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     for label, adapter in adapters.items():
         prefix = f"{_PREFIX}{label}."
         tensors |= {f"{prefix}{name}": own for name, own in adapter.damage._asdict().items()}
-        for name, (up, down) in adapter.factors.items():
-            tensors |= {f"{prefix}up.{name}": up, f"{prefix}down.{name}": down}
-        tensors |= {f"{prefix}whole.{name}": tensor for name, tensor in adapter.whole.items()}
+        for kind in _KINDS:
+            held = getattr(adapter, kind)
+            tensors |= {f"{prefix}{kind}.{name}": tensor for name, tensor in held.items()}
     return tensors
 
 
@@ -123,7 +135,7 @@ def adapted(unet: UNet, own: Mapping[str, Tensor], adapter: Adapter) -> UNet:
         BundleError: The adapter changes parameters that are not there, or by another shape.
     """
     parameters = dict(unet.named_parameters())
-    unknown = sorted({*adapter.factors, *adapter.whole} - {*parameters})
+    unknown = sorted(adapter.changed - {*parameters})
     if unknown:
         raise BundleError(f"An adapter changes what the network has not: {', '.join(unknown[:3])}.")
     known = dict[int, nn.Parameter]()

@@ -1,10 +1,11 @@
-"""Adapters: other weights for one kind of damage, told by low rank, in one file with those for all."""
+"""Adapters: other weights for one kind of damage, told as small changes, in one file with those for all."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from vlmir.nn import Adapter, Damage, UNet, adapted, join_adapters, split_adapte
 from vlmir.parts import build_embedder, build_sampler, build_unet, count_parameters, save_adapters
 from vlmir.sampling import Adapted, DiffusionSampler
 
-CONV, VECTOR = "downs.0.block1.conv1.weight", "head.bias"
+CONV, LARGE, VECTOR = "stem.weight", "middle1.conv1.weight", "head.bias"
 
 
 @pytest.fixture
@@ -26,30 +27,41 @@ def unet(small_bundle_folder: Path) -> UNet:
 
 
 def adapter(unet: UNet, *names: str) -> Adapter:
-    """Random changes: of vectors whole, of all else by rank 2."""
+    """Random changes: of vectors whole, of the last kernel as signs, of the other ones as codes."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return 0.1 * torch.randn(shape, generator=generator)
 
     shapes = {name: unet.get_parameter(name).shape for name in names}
-    factors = {
-        name: (draw(shape[0], 2), draw(2, shape[1:].numel()))
+    whole = {name: draw(*shape) for name, shape in shapes.items() if len(shape) == 1}
+    codes = {
+        name: (1000 * draw(*shape)).to(torch.int8)
         for name, shape in shapes.items()
         if len(shape) > 1
     }
-    whole = {name: draw(*shape) for name, shape in shapes.items() if len(shape) == 1}
-    return Adapter(damage=Damage(draw(32), draw(10, 32)), factors=factors, whole=whole)
+    scales = {name: draw(len(code)).abs() / 100 for name, code in codes.items()}
+    signs = dict[str, Tensor]()
+    if len(codes) > 1:
+        last, code = codes.popitem()
+        signs[last] = torch.from_numpy(np.packbits((code > 0).numpy()))
+    damage = Damage(draw(32), draw(10, 32))
+    return Adapter(damage=damage, whole=whole, codes=codes, signs=signs, scales=scales)
 
 
 def test_only_the_changed_weights_are_new(unet: UNet) -> None:
     own = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    changes = adapter(unet, CONV, VECTOR)
+    changes = adapter(unet, CONV, LARGE, VECTOR)
     other = adapted(unet, own, changes)
     before, after = dict(unet.named_parameters()), dict(other.named_parameters())
-    assert {name for name in before if after[name] is not before[name]} == {CONV, VECTOR}
-    up, down = changes.factors[CONV]
-    assert torch.allclose(after[CONV].flatten(1), own[CONV].flatten(1) + up @ down)
+    changed = {name for name in before if after[name] is not before[name]}
+    assert changed == changes.changed == {CONV, LARGE, VECTOR}
+    added = changes.scales[CONV][:, None, None, None] * changes.codes[CONV]
+    assert torch.allclose(after[CONV], own[CONV] + added)
+    sizes = (after[LARGE] - own[LARGE]).abs().flatten(1)
+    assert torch.allclose(sizes, changes.scales[LARGE][:, None].expand_as(sizes), atol=1e-6)
+    bits = np.unpackbits(changes.signs[LARGE].numpy(), count=own[LARGE].numel())
+    assert np.array_equal((after[LARGE] > own[LARGE]).flatten().numpy(), bits.astype(bool))
     assert torch.equal(after[VECTOR], own[VECTOR] + changes.whole[VECTOR])
     assert all(torch.equal(before[name], own[name]) for name in before)
     assert not other.training and other.config == unet.config
@@ -62,23 +74,23 @@ def test_the_sum_is_rounded_once(small_bundle_folder: Path) -> None:
     rounded = build_unet(bundle, Compute(torch.device("cpu"), torch.bfloat16))
     changes, own = adapter(exact, CONV), exact.state_dict()
     network = adapted(rounded, own, changes)
-    up, down = changes.factors[CONV]
-    wanted = (own[CONV] + (up @ down).reshape(own[CONV].shape)).to(torch.bfloat16)
+    change = changes.change(CONV, own[CONV].shape)
+    assert change is not None
     found = network.get_parameter(CONV)
-    assert torch.equal(found, wanted)
+    assert torch.equal(found, (own[CONV] + change).to(torch.bfloat16))
     assert found.stride() == rounded.get_parameter(CONV).stride()
 
 
 def test_a_file_of_weights_holds_adapters_beside_the_network(unet: UNet) -> None:
-    given = {"noisy": adapter(unet, CONV, VECTOR), "low-light": adapter(unet, "stem.weight")}
+    given = {"noisy": adapter(unet, CONV, LARGE, VECTOR), "low-light": adapter(unet, "stem.weight")}
     own, found = split_adapters({**unet.state_dict(), **join_adapters(given)})
     assert own.keys() == unet.state_dict().keys() and found.keys() == given.keys()
     for label, one in given.items():
         assert all(map(torch.equal, found[label].damage, one.damage))
-        assert found[label].whole.keys() == one.whole.keys()
-        assert found[label].factors.keys() == one.factors.keys()
-        for name, factors in one.factors.items():
-            assert all(map(torch.equal, found[label].factors[name], factors))
+        for kind in ("whole", "codes", "signs", "scales"):
+            held, given_ = getattr(found[label], kind), getattr(one, kind)
+            assert held.keys() == given_.keys()
+            assert all(torch.equal(held[name], tensor) for name, tensor in given_.items())
 
 
 @pytest.mark.parametrize(
@@ -86,9 +98,10 @@ def test_a_file_of_weights_holds_adapters_beside_the_network(unet: UNet) -> None
     [
         ("f_D", None),
         ("others", None),
-        (f"up.{CONV}", None),
-        (f"down.{CONV}", None),
-        (None, "scale.x"),
+        (f"codes.{CONV}", None),
+        (f"scales.{CONV}", None),
+        (None, "scales.x"),
+        (None, "up.x"),
         (None, ""),
     ],
 )
@@ -104,16 +117,17 @@ def test_half_an_adapter_is_refused(unet: UNet, drop: str | None, put: str | Non
 
 def test_an_adapter_of_another_network_is_refused(unet: UNet) -> None:
     own = unet.state_dict()
-    right = adapter(unet, CONV)
-    up, down = right.factors[CONV]
+    right = adapter(unet, CONV, LARGE, VECTOR)
+    code, bits = right.codes[CONV], right.signs[LARGE]
     cases = {
-        "has not: nowhere.weight": {"nowhere.weight": (up, down)},
-        "do not fit each other": {CONV: (up, down[:1])},
-        "does not fit": {CONV: (up[:-1], down)},
+        "has not: nowhere.weight": replace(right, whole={"nowhere.weight": torch.zeros(1)}),
+        f"change of {CONV} does not fit": replace(right, codes={CONV: code[:-1]}),
+        f"change of {LARGE} does not fit": replace(right, signs={LARGE: bits[:-9]}),
+        f"change of {VECTOR} does not fit": replace(right, whole={VECTOR: torch.zeros(5)}),
     }
-    for message, factors in cases.items():
+    for message, wrong in cases.items():
         with pytest.raises(BundleError, match=message):
-            adapted(unet, own, replace(right, factors=factors, whole={}))
+            adapted(unet, own, wrong)
 
 
 def test_a_bundle_with_an_adapter_restores_that_damage_by_it(
