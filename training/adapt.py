@@ -5,7 +5,7 @@ An adapter is a U-Net that was trained on for one kind of damage alone, told as 
     python -m training.stage2 --init B --stage1 B --set 'stage2.mix={noisy=1}' --out runs/noisy --data …
 
 What one network for every damage learns of one of them it pays for with the others; an adapter is used for its own
-alone, so it can only gain.
+alone, so the others lose nothing.
 """
 
 from __future__ import annotations

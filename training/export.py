@@ -1,5 +1,6 @@
 """Join what the stages made into a bundle: ``python -m training.export --release tiny-1 OUT``.
 
+It has no adapters: those of an earlier bundle are changes of that bundle's weights (:mod:`training.adapt`).
 Measure it (:mod:`training.evaluate`), put the numbers into it (:mod:`training.table`), then register and promote it
 (:mod:`training.register`, :mod:`training.promote`).
 """

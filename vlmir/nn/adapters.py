@@ -1,10 +1,10 @@
 """Changes of the network's weights for one kind of damage each.
 
 One network for every damage shares among them what it can hold. An adapter says by how much the weights should differ
-for one of them, in an eighth of the bytes of a network: of the small kernels, which work where the pixels are many, in
-eight bits a number, of the large ones the sign alone (BitDelta, Liu et al. 2024, arXiv 2402.10193), each with a scale
-for every output channel. Like everything that steers the network it is chosen by f_D: where that is nearer to what is
-typical of this damage than to what is typical of any other.
+for one of them, in an eighth of the bytes of a network: in eight bits a number at the levels of highest resolution, by
+the sign alone at the others (BitDelta, Liu et al. 2024, arXiv 2402.10193), each with a scale for every output channel.
+Like everything that steers the network it is chosen by f_D: where that is nearer to what is typical of this damage than
+to what is typical of any other.
 
 In a file of weights an adapter's tensors are named ``adapters.LABEL.f_D``, ``adapters.LABEL.others``, and, for what an
 :class:`Adapter` holds of a parameter, such as ``adapters.LABEL.codes.PARAMETER``.
@@ -13,7 +13,7 @@ In a file of weights an adapter's tensors are named ``adapters.LABEL.f_D``, ``ad
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,12 +138,29 @@ def adapted(unet: UNet, own: Mapping[str, Tensor], adapter: Adapter) -> UNet:
     unknown = sorted(adapter.changed - {*parameters})
     if unknown:
         raise BundleError(f"An adapter changes what the network has not: {', '.join(unknown[:3])}.")
-    known = dict[int, nn.Parameter]()
-    for name, old in parameters.items():
+    changed = {name: old for name, old in parameters.items() if name in adapter.changed}
+    known = {id(old): old for old in parameters.values()}
+    places = _side_by_side(list(changed.values()))
+    for (name, old), place in zip(changed.items(), places, strict=True):
         change = adapter.change(name, old.shape)
-        if change is None:
-            known[id(old)] = old
-        else:
-            new = torch.empty_like(old, requires_grad=False).copy_(own[name].float() + change)
-            known[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
+        assert change is not None
+        place.copy_(own[name].float() + change)
+        known[id(old)] = nn.Parameter(place, requires_grad=old.requires_grad)
     return copy.deepcopy(unet, known)  # told its parameters, it copies none
+
+
+def _side_by_side(like: Sequence[Tensor]) -> list[Tensor]:
+    """New tensors of the shapes and strides of others, in one block of memory: many small ones would leave holes."""
+    if not like:
+        return []
+    lengths = [-(-tensor.numel() // _ALIGNED) * _ALIGNED for tensor in like]
+    block = like[0].new_empty(sum(lengths), requires_grad=False)
+    parts = torch.split(block, lengths)
+    return [
+        part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+        for part, tensor in zip(parts, like, strict=True)
+    ]
+
+
+_ALIGNED = 32
+"""Numbers of at least two bytes: where each begins is a multiple of 64 bytes, as kernels like it."""

@@ -65,6 +65,9 @@ def test_only_the_changed_weights_are_new(unet: UNet) -> None:
     assert torch.equal(after[VECTOR], own[VECTOR] + changes.whole[VECTOR])
     assert all(torch.equal(before[name], own[name]) for name in before)
     assert not other.training and other.config == unet.config
+    # Side by side: many small blocks between those that a picture takes would leave holes.
+    assert len({after[name].untyped_storage().data_ptr() for name in changed}) == 1
+    assert all(after[name].data_ptr() % 64 == 0 for name in changed)
 
 
 def test_the_sum_is_rounded_once(small_bundle_folder: Path) -> None:
