@@ -113,9 +113,8 @@ def _train(arguments: argparse.Namespace, out: Path, variant: Variant) -> None:
     config = load_config("tiny", [f"stage2.{key}={value}" for key, value in changes.items()])
     run = Run(out=out, resume=True, compute=Compute())
     torch.manual_seed(0)  # the same random weights for all
-    stage = argparse.Namespace(
-        **vars(arguments), pretrained=None, init=None, entries=None, blind=False
-    )
+    nothing = dict.fromkeys(("pretrained", "init", "adapter", "entries"))
+    stage = argparse.Namespace(**vars(arguments), **nothing, blind=False)
     stage2.work(stage, Stage(config=config, preset=preset, run=run))
     parts = {"pretrained": None, "stage1": arguments.stage1, "stage2": out}
     export(out / "bundle", preset=preset, release=out.name, **parts)
