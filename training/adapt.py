@@ -64,7 +64,7 @@ def adapt(
     unknown = sorted({*stages} - {*labels})
     if unknown:
         raise BundleError(f"{base} knows no damage {unknown}; choose from {', '.join(labels)}.")
-    embedder = build_embedder(bundle)
+    typical = build_embedder(bundle).network.prototypes
     before = {name: p.detach() for name, p in build_unet(bundle).named_parameters()}
     adapters = dict[str, Adapter]()
     for label, stage in stages.items():
@@ -72,12 +72,11 @@ def adapt(
         after = {name: average.float() for name, average in state["ema"].items()}
         if {n: p.shape for n, p in after.items()} != {n: p.shape for n, p in before.items()}:
             raise BundleError(f"{stage} trained another network than that of {base}.")
-        f_D = embedder.embed_label(label)
+        damage = Damage.of(typical, labels.index(label))
         if bundle.preset.embedder.typical_damage:
-            _shift(after, state["prototypes"][labels.index(label)] - f_D)
+            _shift(after, state["prototypes"][labels.index(label)] - damage.f_D)
         changes = {name: after[name] - own for name, own in before.items()}
-        others = torch.stack([embedder.embed_label(other) for other in labels if other != label])
-        adapters[label] = compressed(changes, damage=Damage(f_D, others), share=share)
+        adapters[label] = compressed(changes, damage=damage, share=share)
     _copy(bundle.folder, out)
     save_adapters(out, adapters, release=release)
 

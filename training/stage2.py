@@ -31,7 +31,7 @@ from vlmir.daclip import load_strictly
 from vlmir.diffusion import IRSDE, OBJECTIVES, loss
 from vlmir.errors import OptionError
 from vlmir.nn import UNet
-from vlmir.parts import build_sampler
+from vlmir.parts import build_sampler, build_unet
 
 __all__ = ["Ema", "SamplerTask", "condition", "main", "work"]
 
@@ -245,10 +245,10 @@ def work(arguments: argparse.Namespace, stage: Stage) -> None:
 
 def _given(init: Path, label: str | None) -> UNet:
     """The network of a bundle to begin with: that for every damage, or for one."""
-    sampler = build_sampler(load_bundle(init))
+    bundle = load_bundle(init)
     if label is None:
-        return sampler.unet
-    networks = {one.label: one.unet for one in sampler.adapted}
+        return build_unet(bundle)
+    networks = {one.label: one.unet for one in build_sampler(bundle).adapted}
     if label not in networks:
         raise OptionError(
             f"{init} has no adapter for {label!r}, but for: {', '.join(networks) or 'none'}."

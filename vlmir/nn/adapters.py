@@ -39,6 +39,11 @@ class Damage(NamedTuple):
     others: Tensor
     """Those of the other kinds, (K - 1)×D."""
 
+    @classmethod
+    def of(cls, typical_KD: Tensor, number: int) -> Damage:
+        """The kind of that number, of the typical embeddings of all."""
+        return cls(typical_KD[number], torch.cat([typical_KD[:number], typical_KD[number + 1 :]]))
+
     def includes(self, f_D: Tensor) -> bool:
         """Whether a picture's damage (D) is nearer, by the cosine, to this kind than to any other."""
         typical = torch.cat([self.f_D[None], self.others]).to(f_D)

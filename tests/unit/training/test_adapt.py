@@ -113,6 +113,20 @@ def run(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: str) -> None:
             raise
 
 
+def refused(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    *arguments: str,
+) -> str:
+    """What a command that blames its user says."""
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, module, *arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+OUT = ["out", "--release", "x"]
 FAST = ["--config", "tiny.toml", "--untracked", "--precision", "fp32", "--no-compile"]
 
 
@@ -193,10 +207,8 @@ def test_faults_of_the_user_are_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base = [] if "--base" in arguments else ["--base", "my-bundle"]
-    with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, "training.adapt", "out", "--release", "x", *base, *arguments.split())
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    found = refused(monkeypatch, capsys, "training.adapt", *OUT, *base, *arguments.split())
+    assert said in found
     assert not (folder / "out").exists()
 
 
@@ -206,12 +218,9 @@ def test_a_stage_of_another_network_is_refused(
     state = {"ema": {"stem.weight": torch.zeros(1)}, "prototypes": torch.zeros(11, 32)}
     Checkpoints(folder / "runs" / "odd").save(1, state)
     monkeypatch.setattr(Checkpoints, "require", lambda self, made_by: state)
-    with pytest.raises(SystemExit):
-        run(
-            monkeypatch, adapt.__name__, "out", "--release", "x", "--base", "my-bundle",
-            "--adapter", "noisy=runs/odd",
-        )  # fmt: skip
-    assert "trained another network than that of my-bundle" in capsys.readouterr().err
+    stage = ["--base", "my-bundle", "--adapter", "noisy=runs/odd"]
+    found = refused(monkeypatch, capsys, adapt.__name__, *OUT, *stage)
+    assert "trained another network than that of my-bundle" in found
 
 
 @pytest.mark.parametrize(
@@ -229,7 +238,4 @@ def test_an_adapter_to_begin_with_must_be_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = ["--data", "photos", "pairs", "--stage1", "my-bundle", *arguments.split()]
-    with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, "training.stage2", *more, *FAST)
-    assert stopped.value.code == 2
-    assert said in capsys.readouterr().err
+    assert said in refused(monkeypatch, capsys, "training.stage2", *more, *FAST)
